@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadscope
 
-.PHONY: test lint demo docs docs-output notebooks paper optimizers known-workloads benchmarks public-codes scale slow kills no-torch lowest newest bare extras package clean
+.PHONY: test lint demo docs docs-output notebooks paper optimizers known-workloads benchmarks public-codes large-workloads scale slow kills no-torch lowest newest bare extras package clean
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" $(PARALLEL)
@@ -91,6 +91,10 @@ public-codes: .venv-codes/installed
 	.venv-codes/bin/pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
 	.venv-codes/bin/pip install --quiet --disable-pip-version-check -e ".[all,integrations]" -r benchmarks/public_codes/requirements.txt
 	touch $@
+
+# Takes half an hour on 2 cores and 12 GB of memory.
+large-workloads: .venv/installed
+	$(BIN)/python benchmarks/large_workloads.py
 
 # Takes hours and about 15 GB of disk; scale.py has options for smaller sizes.
 scale: .venv/installed

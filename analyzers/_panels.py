@@ -143,7 +143,9 @@ class Panel:
     xlabel: str = "epoch"
 
 
-def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
+def draw_panels(
+    panels: Sequence[Panel], *, n_columns: int, one_legend: bool = False
+) -> Figure:
     """Draw panels in a grid, row by row.
 
     Parameters
@@ -152,6 +154,8 @@ def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
         Panels to draw, at least one.
     n_columns : int
         Largest number of panels in a row.
+    one_legend : bool, default: False
+        Whether all panels have the curves of the first one, whose legend then stands above them.
 
     Returns
     -------
@@ -164,13 +168,25 @@ def draw_panels(panels: Sequence[Panel], *, n_columns: int) -> Figure:
     size = (width * n_columns, height * n_rows)
     figure, axes = new_figure(n_rows, n_columns, figsize=size)
     for panel, ax in zip(panels, axes.flat, strict=False):
-        _draw_panel(panel, ax=ax)
+        _draw_panel(panel, ax=ax, has_legend=not one_legend)
     for ax in axes.flat[len(panels) :]:
         ax.axis("off")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    if one_legend and labels:
+        longest = max(map(len, labels))
+        # A column takes about 0.09 inches for each character, and 0.6 for the line.
+        n_fit = int(size[0] / (0.09 * longest + 0.6))
+        figure.legend(
+            *(handles, labels),
+            loc="outside upper center",
+            ncols=max(1, min(n_fit, len(labels))),
+            fontsize="small",
+            frameon=False,
+        )
     return figure
 
 
-def _draw_panel(panel: Panel, *, ax: Axes) -> Axes:
+def _draw_panel(panel: Panel, *, ax: Axes, has_legend: bool) -> Axes:
     """Draw the lines, error bars and bands of a panel, and return the axes."""
     ax.set_title(drawable(panel.title), fontsize="medium")
     if not panel.curves:
@@ -192,8 +208,9 @@ def _draw_panel(panel: Panel, *, ax: Axes) -> Axes:
         )
     ax.set(xlabel=drawable(panel.xlabel), ylabel=drawable(panel.ylabel))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    _set_limits(panel, ax)
-    draw_legend(ax, ncols=_legend_columns(panel))
+    _set_limits(panel, ax, has_legend=has_legend)
+    if has_legend:
+        draw_legend(ax, ncols=_legend_columns(panel))
     return ax
 
 
@@ -210,7 +227,7 @@ def _colors(panel: Panel) -> list[Any]:
     return [COLORS[i % len(COLORS)] for i in range(n)]
 
 
-def _set_limits(panel: Panel, ax: Axes) -> None:
+def _set_limits(panel: Panel, ax: Axes, *, has_legend: bool) -> None:
     """Set vertical limits that show zero, lines, legend, and bands up to `MAX_BAND_EXCESS`."""
     lines = _finite([curve.y for curve in panel.curves])
     ends = [end for c in panel.curves for end in (c.low, c.high) if end is not None]
@@ -231,7 +248,8 @@ def _set_limits(panel: Panel, ax: Axes) -> None:
         low = max(min(bands.min(), low), low - max_excess)
         high = min(max(bands.max(), high), high + max_excess)
     n_rows = -(-len(panel.curves) // _legend_columns(panel)) if panel.curves else 0
-    room = (0.05 + 0.08 * n_rows) * any(curve.label for curve in panel.curves)
+    has_legend = has_legend and any(curve.label for curve in panel.curves)
+    room = (0.05 + 0.08 * n_rows) * has_legend
     size = (high - low) or 1.0
     ax.set_ylim(low - 0.04 * size * (low < 0), high + (0.04 + room) * size)
     if low < 0:

@@ -62,6 +62,9 @@ def scale_table(results: list[dict[str, Any]]) -> str:
         f"{shape}: number of files": f"{full['files']:,}",
         "the same store: time to open it, time to select an epoch": f"{full['seconds to open']:.2f} s, "
         f"{full['seconds to select an epoch']:.2f} s",
+        "the same store: time to analyse it with 2 workers, peak memory of a worker": ""
+        f"{full['seconds to analyse, 2 workers'] / 60:.0f} min, "
+        f"{full['peak GiB of a worker, 2 workers']:.2f} GiB",
     }
     lines = ["| cost of large runs, 2 CPU cores | |", "|---|---|"]
     return "\n".join(
@@ -137,3 +140,23 @@ def fewer_bytes_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(
         [*lines, *(f"| {name} | {' | '.join(e)} |" for name, e in forms.items())]
     )
+
+
+def large_workloads_table(results: dict[str, Any]) -> str:
+    """Return the table of one large workload, with its plan."""
+    memory = results["peak GB, recorded"] - results["peak GB, plain"]
+    planned = results["planned memory, GB"], results["planned store, MB"]
+    pair = (results[f"{name}, smallest sum"] for name in ("alpha", "beta"))
+    cells = {
+        "time of a plain step": f"{results['seconds a plain step']:.1f} s",
+        "time of recorded / plain training, median of pairs of steps": (
+            f"{results['recorded over plain']:.3f}"
+        ),
+        "memory of the recording (planned)": f"{memory:.2f} GB ({planned[0]:.2f} GB)",
+        "store (planned)": f"{results['store, MB']:,.0f} MB ({planned[1]:,.0f} MB)",
+        "alpha and beta of the smallest sum": " and ".join(f"{x:.2f}" for x in pair),
+    }
+    shape = f"{results['parameters']:,} parameters, {results['steps']} steps"
+    threads = f"{results['threads']} threads"
+    lines = [f"| {results['workload']}, {shape}, {threads} | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {n} | {value} |" for n, value in cells.items())])

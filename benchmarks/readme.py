@@ -9,6 +9,7 @@ from typing import Any
 from calibration_tables import calibration_table
 from cost_tables import (
     fewer_bytes_table,
+    large_workloads_table,
     memory_table,
     overhead_table,
     per_step_table,
@@ -376,7 +377,10 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "scale": scale_table,
     },
     "docs/compatibility.md": {"installations": installations_table},
-    "docs/alpha-beta.md": {"alpha_beta": alpha_beta_table},
+    "docs/alpha-beta.md": {
+        "alpha_beta": alpha_beta_table,
+        "large_workloads": large_workloads_table,
+    },
     "docs/explorer.md": {"explorer": explorer_table},
     "docs/integrations.md": {"public_codes": public_codes_table},
     "docs/estimator.md": {

@@ -6,7 +6,8 @@ turn such energies into variances of products, in time and memory that are linea
 of blocks and buckets.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -31,9 +32,11 @@ from trajstore.sketch.sketch import CODE_VARIANCE, FOLD_VARIANCE
 FloatArray = npt.NDArray[np.floating[Any]]
 Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+Piece = tuple[int, int, slice]
+"""Layer, row of the fold, and columns."""
 
 SQUARES: Final = 1 << 19
-"""Number of squares that are summed in one batch; they fit into the cache of a core."""
+"""Number of elements that are used in one batch; they fit into the cache of a core."""
 
 
 class Spread(NamedTuple):
@@ -66,6 +69,16 @@ class WindowTotal(NamedTuple):
     folds: Float32Array  # (n, width)
     row_signs: Float32Array  # (row,)
     weights: Weights  # of the variance of its products
+
+
+class DisplacementWeights(NamedTuple):
+    """The decoded sum of a window's displacements, and what products with it err by."""
+
+    total: Float32Array  # its fold, (bucket,)
+    folded: FloatArray  # the displacement at the window's end, (element,)
+    by_bucket: Float32Array  # squares of that displacement by bucket, scaled, (bucket,)
+    share: np.float32  # factor of the squares of its elements
+    coded: np.float32  # part of the variance that the code adds to every element
 
 
 class EnergySums(NamedTuple):
@@ -151,55 +164,66 @@ def energy_sums(
     found: Spread | None,
     rows: slice,
     matrix: Float32Array,
-    pieces: Sequence[tuple[int, int, slice]],
+    pieces: Sequence[Piece],
+    before: Callable[[slice, Sequence[Piece]], None] = lambda *_: None,
 ) -> EnergySums:
     """Return sums over a vector that is `matrix` in `rows` of the fold, (row, bucket)."""
-    # `pieces` are the `layer_pieces` of the rows.
+    # `pieces` are the `layer_pieces` of the rows. `before` is called with rows of the matrix and
+    # their pieces before they are used, and may change them: they are then in the cache.
     layout = run.layout
     uneven = None if found is None else uneven_weights(run, found)
     total = None if found is None else window_total(run, window, found)
-    by_interval, by_block = _plain_sums(run, rows, matrix)
     n_layers, layers = len(layout.sizes), layout.layer_of_block
-    extra = np.zeros(n_layers)
+    # Blocks have no meaning in a packed sketch.
+    places = run.stored.folded_offsets, layout.sizes
+    width = run.stored.sketch.fold.width
+    n_rows = cached_rows(width)
+    buffer = np.empty((min(n_rows, len(matrix)), width), np.float32)
+    sums = np.empty((len(matrix), len(bucket_borders(*places, width))))
+    by_block, extra = np.zeros(len(layers)), np.zeros(n_layers)
     window_sum = np.full((2, n_layers), np.nan if total is None else 0.0)
-    if uneven is not None or total is not None:
-        squares = np.square(matrix)
-        for layer, i, columns in pieces:
+    for part, pieces_ in by_rows(pieces, len(matrix), n_rows):
+        before(part, pieces_)
+        squares = np.square(matrix[part], out=buffer[: part.stop - part.start])
+        sums[part] = interval_sums(squares, *places)
+        first, energies = _block_energies(squares, (rows.start + part.start) * width)
+        kept = energies[: len(layers) - first]
+        by_block[first : first + len(kept)] += kept
+        if uneven is None and total is None:
+            continue
+        for layer, i, columns in pieces_:
             row, values = rows.start + i, matrix[i, columns]
-            energies = squares[i, columns]
+            own = squares[i - part.start, columns]
             if uneven is not None:
-                extra[layer] += energies @ uneven.of_buckets(row, columns)
+                extra[layer] += own @ uneven.of_buckets(row, columns)
             if total is not None:
                 product = values @ total.folds[row % len(total.folds), columns]
-                variance = energies @ total.weights.of_buckets(row, columns)
+                variance = own @ total.weights.of_buckets(row, columns)
                 window_sum[0, layer] += total.row_signs[row] * product
                 window_sum[1, layer] += variance
     if uneven is not None:
         extra -= np.bincount(layers, by_block * uneven.by_block, n_layers)
     if total is not None:
-        own = by_block * total.weights.by_block
-        window_sum[1] -= np.bincount(layers, own, n_layers)
+        of_elements = by_block * total.weights.by_block
+        window_sum[1] -= np.bincount(layers, of_elements, n_layers)
+    by_interval = bucket_energies(sums, rows.start, *places, width)
     return EnergySums(by_interval, extra, window_sum)
 
 
-def _plain_sums(
-    run: Run, rows: slice, matrix: Float32Array
-) -> tuple[csr_array, FloatArray]:
-    """Return the energies of a vector, (layer, interval) and (block,)."""
-    # Blocks have no meaning in a packed sketch.
-    offsets, sizes = run.stored.folded_offsets, run.layout.sizes
-    width, n_blocks = run.stored.sketch.fold.width, len(run.layout.layer_of_block)
-    n_rows = max(1, SQUARES // width)
-    buffer = np.empty((min(n_rows, len(matrix)), width), np.float32)
-    sums = np.empty((len(matrix), len(bucket_borders(offsets, sizes, width))))
-    by_block = np.zeros(n_blocks)
-    for part in slices(slice(0, len(matrix)), n_rows):
-        squares = np.square(matrix[part], out=buffer[: part.stop - part.start])
-        sums[part] = interval_sums(squares, offsets, sizes)
-        first, energies = _block_energies(squares, (rows.start + part.start) * width)
-        kept = energies[: n_blocks - first]
-        by_block[first : first + len(kept)] += kept
-    return bucket_energies(sums, rows.start, offsets, sizes, width), by_block
+def cached_rows(width: int) -> int:
+    """Return the number of rows of the fold that fit into the cache of a core."""
+    return max(1, SQUARES // width)
+
+
+def by_rows(
+    pieces: Sequence[Piece], stop: int, length: int = 1, *, first: int = 0
+) -> Iterator[tuple[slice, Sequence[Piece]]]:
+    """Yield slices of `length` rows of the fold with the `layer_pieces` in them."""
+    # Pieces of successive layers lie in successive rows.
+    row_of_piece = [row for _, row, _ in pieces]
+    for part in slices(slice(first, stop), length):
+        own = (bisect_left(row_of_piece, row) for row in (part.start, part.stop))
+        yield part, pieces[slice(*own)]
 
 
 def _block_energies(squares: Float32Array, start: int) -> tuple[int, Float32Array]:
@@ -211,45 +235,81 @@ def _block_energies(squares: Float32Array, start: int) -> tuple[int, Float32Arra
     return first, np.add.reduceat(flat, borders)
 
 
-def displacement_products(
+def displacement_weights(
     run: Run,
     window: int,
-    rows: slice,
-    matrix: Float32Array,  # a vector in `rows` of the fold, (row, bucket)
-    pieces: Sequence[tuple[int, int, slice]],  # `layer_pieces` of the rows
-    *,
     advance: Float32Array,  # the displacement f at the window's end, (element,)
-    advance_sq: float,  # |f|^2 over all rows
-) -> FloatArray:
-    """Return products of a vector with the window's `displacement_sum`, and their variances."""
-    # The result is float64 (2, layer), NaN if the sum is not known.
-    stored, sizes = run.stored, run.layout.sizes
+    *,
+    advance_sq: float,  # |f|^2 over all rows of the fold
+    n_rows: int,  # rows that `advance` covers
+) -> DisplacementWeights | None:
+    """Return the window's `displacement_sum`, and its errors; None if it is not known."""
+    stored, width = run.stored, run.stored.sketch.fold.width
     if (total := stored.displacement_sum(window)) is None:
-        return np.full((2, len(sizes)), np.nan)
+        return None
     # As in `sketch_variance`. The energy of the sum is taken to be spread over the elements like
     # that of f, and over the buckets of other rows as over the buckets of these.
-    if not np.isfinite(advance @ advance):
-        advance = np.nan_to_num(advance, nan=0.0, posinf=0.0, neginf=0.0)
-    folded, shares = stored.folded(advance), np.empty_like(matrix)
-    np.square(folded, out=shares.reshape(-1)[: len(folded)])
-    shares.reshape(-1)[len(folded) :] = 0
-    by_bucket = shares.sum(0)
-    here = float(by_bucket.sum())
+    folded = stored.folded(advance)
+    by_bucket = _squares_by_bucket(folded, n_rows, width)
+    if not np.isfinite(here := float(by_bucket.sum())):
+        folded = np.nan_to_num(folded, nan=0.0, posinf=0.0, neginf=0.0)
+        by_bucket = _squares_by_bucket(folded, n_rows, width)
+        here = float(by_bucket.sum())
     by_bucket *= total.energy / here if here > 0 else 0.0
-    shares *= total.energy / advance_sq if advance_sq > 0 else 0.0
+    share = np.float32(total.energy / advance_sq if advance_sq > 0 else 0.0)
     coded = np.float32(stored.sketch.code_variance * total.energy)
-    fold, row_signs = stored.probes.fold, stored.probes.row_signs
-    result = np.zeros((2, len(sizes)))
-    weights = np.subtract(by_bucket, shares, out=shares)
-    np.maximum(weights, 0, out=weights)
-    weights *= np.float32(FOLD_VARIANCE)
-    weights += coded
-    for layer, i, columns in pieces:
-        row, values = rows.start + i, matrix[i, columns]
-        product = values @ (fold.column_signs[row, columns] * total.fold[columns])
-        result[0, layer] += row_signs[row] * product
-        result[1, layer] += np.square(values) @ weights[i, columns]
+    return DisplacementWeights(total.fold, folded, by_bucket, share, coded)
+
+
+def displacement_products(
+    run: Run,
+    known: DisplacementWeights,
+    rows: slice,
+    matrix: Float32Array,  # a vector in `rows` of the fold, (row, bucket)
+    part: slice,  # rows of `matrix` to use
+    pieces: Sequence[Piece],  # `layer_pieces` of these rows
+) -> FloatArray:
+    """Return products of a part of a vector with the sum of displacements, and their variances."""
+    # The result is float64 (2, layer).
+    probes = run.stored.probes
+    result = no_product(run, is_known=True)
+    weights, signed = np.empty((2, matrix.shape[1]), np.float32)
+    for i, own in by_rows(pieces, part.stop, first=part.start):
+        row = rows.start + i.start
+        _write_squares(known.folded, i.start, out=weights)
+        weights *= known.share
+        np.subtract(known.by_bucket, weights, out=weights)
+        np.maximum(weights, 0, out=weights)
+        weights *= np.float32(FOLD_VARIANCE)
+        weights += known.coded
+        np.multiply(probes.fold.column_signs[row], known.total, out=signed)
+        for layer, place, columns in own:
+            values = matrix[place, columns]
+            product = values @ signed[columns]
+            result[0, layer] += probes.row_signs[row] * product
+            result[1, layer] += np.square(values) @ weights[columns]
     return result
+
+
+def no_product(run: Run, *, is_known: bool) -> FloatArray:
+    """Return products and variances before anything is added, (2, layer), NaN if not known."""
+    return np.full((2, len(run.layout.sizes)), 0.0 if is_known else np.nan)
+
+
+def _squares_by_bucket(folded: FloatArray, n_rows: int, width: int) -> Float32Array:
+    """Return the energies of a vector in the buckets of a fold, float32 (bucket,)."""
+    squares, total = np.zeros((2, width), np.float32)
+    for row in range(n_rows):
+        _write_squares(folded, row, out=squares)
+        total += squares
+    return total
+
+
+def _write_squares(folded: FloatArray, row: int, out: Float32Array) -> None:
+    """Write the squares of a vector in one row of the fold, (bucket,), with zeros at its end."""
+    values = folded[row * len(out) : (row + 1) * len(out)]
+    np.square(values, out=out[: len(values)])
+    out[len(values) :] = 0
 
 
 def in_intervals(

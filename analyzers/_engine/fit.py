@@ -1,6 +1,7 @@
 """Regress target - anchor on the basis of each window, layer by layer."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ from trajstore.reading.target import Target
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
+
+COMPILED_FROM: Final = 1 << 28
+"""Elements of all windows from which on a compiled loop is worth its import."""
 
 CANCELLING: Final = 16
 """A displacement from a past anchor is not used where it is this many times shorter than a step of
@@ -52,16 +56,25 @@ def window_products(
     n = run.spec.basis + 2
     total = np.zeros((len(run.layout.names), n, n))
     singles = np.empty((n, SEGMENT), np.float32)
-    doubles = np.empty((n, SEGMENT), np.float64)
+    add = add_products
+    if run.n_windows * run.layout.size >= COMPILED_FROM:
+        # Numba takes a third of a second to import.
+        add = import_module("analyzers._engine.compiled").add_products
     for whole, numbers in joined([part for _, part in pieces]):
-        size = whole.stop - whole.start
-        vectors.write(whole, out=singles[:, :size])
-        doubles[:, :size] = singles[:, :size]
+        vectors.write(whole, out=singles[:, : whole.stop - whole.start])
         for layer, part in pieces[numbers]:
-            segment = doubles[:, part.start - whole.start : part.stop - whole.start]
-            for i, vector in enumerate(segment):
-                total[layer, i, : i + 1] += segment[: i + 1] @ vector
+            start, stop = part.start - whole.start, part.stop - whole.start
+            add(singles, start, stop, total[layer])
     return total + np.tril(total, -1).swapaxes(-1, -2)
+
+
+def add_products(
+    vectors: npt.NDArray[np.float32], start: int, stop: int, total: FloatArray
+) -> None:
+    """Add products of vectors, (vector, element), to the lower triangle of `total`."""
+    doubles = vectors[:, start:stop].astype(np.float64)
+    for i, vector in enumerate(doubles):
+        total[i, : i + 1] += doubles[: i + 1] @ vector
 
 
 def fit(

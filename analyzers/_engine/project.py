@@ -20,9 +20,14 @@ from analyzers._engine.arrays.collisions import (
 from analyzers._engine.arrays.crowding import bucket_densities, layer_pieces
 from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.energies import (
+    Piece,
+    by_rows,
+    cached_rows,
     displacement_products,
+    displacement_weights,
     energy_sums,
     gradient_energies,
+    no_product,
     spread,
 )
 from analyzers._engine.fit import (
@@ -161,39 +166,48 @@ def write_residual(
 ) -> ResidualSums:
     """Write column signs * v_perp / w to `out`, (row, bucket), and return sums of v_perp."""
     fold = run.stored.sketch_of(window).fold
-    n = len(vectors.anchor)
-    folded = _folded_pieces(run, rows, n)
-    flat = out.reshape(-1)
-    flat[n:] = 0
-    _subtract_fit(vectors, folded, fit, out=flat)
-    residual_probes = _probe_rows(run, rows, out)
-    part_probes = _probe_parts(run, rows, out, parts=parts, pieces=pieces)
-    collisions = _collisions(run, vectors, out, parts=parts)
-    displacement_sum = displacement_products(
+    probes, width = run.stored.probes, fold.width
+    displacements = displacement_weights(
         run,
         window,
-        rows,
-        out,
-        pieces.by_layer,
-        advance=vectors.advance,
+        vectors.advance,
         advance_sq=float(fit.products[:, -1, -1].sum()),
+        n_rows=len(out),
     )
+    displacement_sum = no_product(run, is_known=displacements is not None)
+    folded = np.zeros(width, np.float32)
+    # A few rows at a time stay in the cache.
+    for part, own in by_rows(pieces.by_layer, len(out), cached_rows(width)):
+        here = slice(rows.start + part.start, rows.start + part.stop)
+        _subtract_fit(run, vectors, here, part, fit, out=out[part])
+        _add_signed_rows(run, here, out[part], total=folded)
+        if displacements is not None:
+            displacement_sum += displacement_products(
+                run, displacements, rows, out, part, own
+            )
+    part_probes = _probe_parts(run, rows, out, parts=parts, pieces=pieces)
+    collisions = _collisions(run, vectors, out, parts=parts)
     inverse = (1 / sketch_weights(run, window)).astype(np.float32)
-    for layer, _, place in folded:
-        flat[place] *= inverse[layer]
-    out *= fold.column_signs[rows]
+
+    def weigh(part: slice, own: Sequence[Piece]) -> None:
+        for layer, i, columns in own:
+            out[i, columns] *= inverse[layer]
+        out[part] *= fold.column_signs[rows.start + part.start : rows.start + part.stop]
+
     gradients = gradient_energies(run, window, steps)
     found = spread(run, window, gradients)
-    energies = energy_sums(run, window, found, rows, out, pieces.by_layer)
+    energies = energy_sums(run, window, found, rows, out, pieces.by_layer, weigh)
     # Gradients are not finite where training diverged; the quantities are NaN there.
     with np.errstate(invalid="ignore"):
         crowd = energies.by_interval @ _densities(run, gradients).T
         if found is not None:
             crowd += energies.uneven[:, None] * found.steps
     energy = energies.by_interval.sum(1)
-    probes = np.stack([residual_probes, _probe_end(run, window, vectors, rows)])
+    both = [probes.of_folded(folded), _probe_end(run, window, vectors, rows)]
     sums = energies.window_sum, displacement_sum
-    return ResidualSums(energy, crowd.T, probes, part_probes, *sums, *collisions)
+    return ResidualSums(
+        energy, crowd.T, np.stack(both), part_probes, *sums, *collisions
+    )
 
 
 def _densities(run: Run, gradients: FloatArray) -> FloatArray:
@@ -223,37 +237,47 @@ def _folded_pieces(run: Run, rows: slice, n: int) -> list[tuple[int, slice, slic
 
 
 def _subtract_fit(
+    run: Run,
     vectors: WindowVectors,
-    pieces: Sequence[tuple[int, slice, slice]],
+    rows: slice,
+    part: slice,
     fit: Fit,
     *,
     out: Float32Array,
 ) -> None:
-    """Write to `out` the residual: target - anchor minus its fit on the basis."""
+    """Write to `out` the residual in `rows`: target - anchor minus its fit on the basis."""
+    # `part` are the same rows, counted from the start of the vectors.
+    if not run.spec.is_packed:
+        width = out.shape[-1]
+        vectors = vectors.cut(slice(part.start * width, part.stop * width))
+    pieces = _folded_pieces(run, rows, len(vectors.anchor))
+    flat = out.reshape(-1)
+    flat[len(vectors.anchor) :] = 0
     rank = fit.coefficients.shape[-1]
-    scratch = np.empty((rank + 2, SEGMENT), np.float32)
+    scratch = np.empty((rank + 1, SEGMENT), np.float32)
     coefficients = fit.coefficients.astype(np.float32)
     for whole, numbers in joined([part for _, part, _ in pieces]):
-        vectors.write(whole, out=scratch[:, : whole.stop - whole.start])
-        for layer, part, place in pieces[numbers]:
-            segment = scratch[:, part.start - whole.start : part.stop - whole.start]
+        vectors.write_known(whole, out=scratch[:, : whole.stop - whole.start])
+        for layer, own, place in pieces[numbers]:
+            segment = scratch[:, own.start - whole.start : own.stop - whole.start]
             basis, v = segment[:rank], segment[rank]
             basis *= coefficients[layer][:, None]
             for vector in basis:
                 v -= vector
-            out[place] = v
+            flat[place] = v
 
 
-def _probe_rows(run: Run, rows: slice, matrix: Float32Array) -> FloatArray:
-    """Return the probes of the vector whose fold rows are `matrix`, (probe,)."""
+def _add_signed_rows(
+    run: Run, rows: slice, matrix: Float32Array, total: Float32Array
+) -> None:
+    """Add the rows of a vector to its fold for the probes, (bucket,)."""
     probes = run.stored.probes
-    folded, signed_row = np.zeros((2, probes.fold.width), np.float32)
+    signed_row = np.empty_like(total)
     row_signs, column_signs = probes.row_signs[rows], probes.fold.column_signs[rows]
     for row, sign, signs in zip(matrix, row_signs, column_signs, strict=True):
         np.multiply(row, signs, out=signed_row)
         signed_row *= sign
-        folded += signed_row
-    return probes.of_folded(folded)
+        total += signed_row
 
 
 def _probe_parts(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 from trajstore.format.layout import BLOCK, Layout
 
 SEGMENT: Final = 1 << 15
@@ -22,9 +24,14 @@ def segments(layout: Layout, elements: slice) -> list[tuple[int, slice]]:
     # The gap after a layer counts as part of the layer.
     ends = layout.offsets + BLOCK * layout.blocks
     pieces = []
-    for layer, (offset, end) in enumerate(zip(layout.offsets, ends, strict=True)):
-        first = max(int(offset), elements.start) - elements.start
-        last = min(int(end), elements.stop) - elements.start
+    inside = slice(
+        int(np.searchsorted(ends, elements.start, side="right")),
+        int(np.searchsorted(layout.offsets, elements.stop)),
+    )
+    places = zip(layout.offsets[inside].tolist(), ends[inside].tolist(), strict=True)
+    for layer, (offset, end) in enumerate(places, start=inside.start):
+        first = max(offset, elements.start) - elements.start
+        last = min(end, elements.stop) - elements.start
         pieces += [(layer, piece) for piece in slices(slice(first, last), SEGMENT)]
     return pieces
 

@@ -37,21 +37,25 @@ class WindowVectors(NamedTuple):
 
     def write(self, part: slice, out: Float32Array) -> None:
         """Write the basis, target - anchor and the advance to `out`, (basis + 2, part)."""
+        self.write_known(part, out[:-1])
+        out[-1] = self.advance[part]
+        # Damaged elements of the advance may be replaced by any known numbers, such as 0.
+        if not np.isfinite(out[-1] @ out[-1]):
+            out[-1][~np.isfinite(out[-1])] = 0
+
+    def write_known(self, part: slice, out: Float32Array) -> None:
+        """Write the basis and target - anchor to `out`, (basis + 1, part)."""
         # The basis consists of the anchor and its displacements from the anchors 1, 2, 4, ...
         # windows earlier. An empty basis lacks the anchor as well. Displacements are sums of
         # decoded differences, as in the recorder: the anchors themselves are rounded.
-        anchor, rank = self.anchor[part], len(out) - 2
+        anchor, rank = self.anchor[part], len(out) - 1
         if rank > 0:
             out[0] = anchor
         for j in range(rank - 1):
             earlier = [move[part] for move in self.moves[(1 << j) >> 1 : 1 << j]]
             terms = [out[j], *earlier] if j > 0 else earlier
             _sum(terms, out=out[j + 1])
-        np.subtract(self.target[part], anchor, out=out[-2])
-        out[-1] = self.advance[part]
-        # Damaged elements of the advance may be replaced by any known numbers, such as 0.
-        if not np.isfinite(out[-1] @ out[-1]):
-            out[-1][~np.isfinite(out[-1])] = 0
+        np.subtract(self.target[part], anchor, out=out[-1])
 
     def cut(self, part: slice) -> "WindowVectors":
         """Return a part of every vector."""

@@ -32,7 +32,7 @@ GROUP = "compare"
 SEEDS = "compare-over-seeds"
 """Names of the groups and of the figures of a comparison."""
 
-MID_RUN = "mid-run (the middle half of the epochs; gamma is a mean, others are medians)"
+MID_RUN = "mid-run (the middle half of the run; gamma is a mean, others are medians)"
 
 COLUMNS_PER_TABLE = 5
 """Number of columns of settings that fit into 80 characters."""
@@ -45,10 +45,9 @@ TITLES = {"rsi": "RSI", "eb": "EB", "lolr": "loLR"}
 """Names of quantities in tables; other names are shown as they are."""
 
 ONE_EPOCH = (
-    "A run with one epoch has no middle half: next to runs with epochs its numbers are unknown, and "
-    "without such runs they are means over all steps, with the end of the run. For the middle "
-    "half of its steps, see traj-analyze geometry, or average analyzers.range_means with "
-    "analyzers.mid_run."
+    "Next to runs with epochs, a run without epochs has no middle half, and its numbers are unknown. "
+    "Compare it with runs without epochs, whose ranges of steps have one; or see traj-analyze "
+    "geometry of each."
 )
 SEVERAL_SEEDS = (
     "± is the standard error over runs: their spread, or the error of the estimates if that is "
@@ -91,7 +90,8 @@ def compare(
         Paths or URLs of trajectory stores, two or more.
     reference : str, default: "final"
         The target of every run: final, the name of a snapshot, the number of an epoch,
-        step:4500, mean:10:20, or the path or URL of another store, for its final iterate.
+        step:4500, mean:10:20, the path or URL of another store, for its final iterate, or a .npz,
+        .pt or .pth file of tensors by name.
     by : tuple of str, optional
         Names of the settings that make a configuration, such as optimizer.class; other settings
         may differ within it. By default, all settings except seeds.
@@ -153,7 +153,7 @@ def compare(
         ]
     if len(set(map(_optimizers, runs))) > 1:
         parts.append(UNLIKE_OPTIMIZERS)
-    if any(run.n_epochs < 2 for run in runs):
+    if len({run.n_epochs < 2 for run in runs}) > 1:
         parts.append(ONE_EPOCH)
     if all(run.layout == runs[0].layout for run in runs):
         path = analyzers.path_pca(runs, components=2).load()
@@ -357,14 +357,10 @@ def _distance_tables(runs: "list[Run]") -> list[Table]:
         int(np.flatnonzero(apart["run"].values == name)[-1])
         for name in dict.fromkeys(apart["run"].values.tolist())
     ]
-    tables = []
-    for first in range(0, len(last), COLUMNS_PER_TABLE):
-        columns = last[first : first + COLUMNS_PER_TABLE]
-        table = make_table("", *[str(first + j + 1) for j in range(len(columns))])
-        for i, row in enumerate(last):
-            table.add_row(
-                str(i + 1),
-                *[f"{float(apart['distance'][row, c]):.4g}" for c in columns],
-            )
-        tables.append(table)
-    return tables
+    numbers = [str(i + 1) for i in range(len(last))]
+    distance = apart["distance"].values
+    rows = {
+        number: [f"{distance[row, column]:.4g}" for column in last]
+        for number, row in zip(numbers, last, strict=True)
+    }
+    return _split(rows, numbers)

@@ -14,6 +14,7 @@ from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.mid_run import mid_run as of_quantities
 from analyzers.geometry.mid_run import used_epochs
 from analyzers.geometry.path_geometry import DESCRIPTIONS, path_geometry
+from analyzers.geometry.time_axis import N_RANGES, by_time, has_one_epoch
 from trajstore.format.arrays import DESCRIPTIONS as SCALARS
 from trajstore.format.arrays import STEP
 from trajstore.reading.accepts_path import RunLike
@@ -41,7 +42,8 @@ def compare(runs: Iterable[RunLike], *, reference: TargetLike = "final") -> xr.D
     -------
     xarray.Dataset
         Lazy, float64, with units of 1 and the dimensions ``run`` and ``epoch``. Values are NaN
-        where a run has no such epoch.
+        where a run has no such epoch. If no run has epochs, 20 ranges of steps take their place,
+        numbered by their first steps, and ``attrs["time"]`` is "step" instead of "epoch".
 
         - ``gamma``, ``rsi``, ``eb``, ``lolr`` and ``distance``: the means of `epoch_means`,
           each with its standard error, its smallest and its largest step (``_stderr``,
@@ -94,11 +96,13 @@ def compare_geometries(
 ) -> xr.Dataset:
     """Compare runs whose geometry is computed or opened already."""
     parts = []
+    size = _range_size(geometries)
     for run, geometry in zip(runs, geometries, strict=True):
-        means = epoch_means(geometry).drop_vars(["n_missing", "n_imprecise"])
+        means = epoch_means(_in_ranges(geometry, size))
+        means = means.drop_vars(["n_missing", "n_imprecise"])
         # Epochs of damaged chunks are -1.
         known = means.isel(epoch=means["epoch"].values >= 0)
-        parts.append(known.assign(_scalar_means(run)))
+        parts.append(known.assign(_scalar_means(run, size)))
     aligned = xr.align(*parts, join="outer")
     found = dict.fromkeys(name for part in parts for name in part.data_vars)
     empty = aligned[0]["gamma"] * np.nan
@@ -117,17 +121,41 @@ def compare_geometries(
         for name, values in different_settings(runs).items()
     }
     references = dict.fromkeys(g.attrs["reference"] for g in geometries)
+    inside = [geometry.attrs.get("reference_epoch") for geometry in geometries]
+    if size is None and any(epoch is not None for epoch in inside):
+        ends = [np.nan if epoch is None else float(epoch) for epoch in inside]
+        dataset.attrs["reference_epoch"] = ends
     return dataset.assign_coords(coordinates).assign_attrs(
         runs=[run.location for run in runs],
         reference=", ".join(references),
+        time="epoch" if size is None else "step",
     )
 
 
-def _scalar_means(run: Run) -> dict[str, xr.DataArray]:
-    """Return the means of scalars over epochs, lazy."""
+def _range_size(geometries: Sequence[xr.Dataset]) -> int | None:
+    """Return the steps in a range if no run has epochs, None if one has."""
+    if not all(has_one_epoch(geometry["epoch"].values) for geometry in geometries):
+        return None
+    return -(-max(geometry.sizes[STEP] for geometry in geometries) // N_RANGES)
+
+
+def _in_ranges(geometry: xr.Dataset, size: int | None) -> xr.Dataset:
+    """Return a geometry whose coordinate ``epoch`` numbers ranges of steps, if there is a size."""
+    if size is None:
+        return geometry
+    ranges, _ = by_time(geometry, size=size)
+    # Covariances of errors belong to whole epochs.
+    kept = {name: v for name, v in geometry.attrs.items() if name != "n_steps"}
+    return ranges.drop_attrs(deep=False).assign_attrs(kept)
+
+
+def _scalar_means(run: Run, size: int | None) -> dict[str, xr.DataArray]:
+    """Return the means of scalars over epochs, or over ranges of steps, lazy."""
     names = [name for name in METRICS if name in run.metrics]
     steps = run.steps[names].drop_vars("window").chunk({STEP: 1 << 16})
     steps = steps.drop_indexes(["epoch", "iteration"])
+    if size is not None:
+        steps, _ = by_time(steps, size=size)
     return {name: steps[name].groupby("epoch").mean().drop_attrs() for name in names}
 
 

@@ -28,7 +28,7 @@ PANELS: Final = {
         "$\\gamma$ minus the first run",
         False,
     ),
-    "distance": ("$|x_k - x^*|$", "distance to $x^*$", False),
+    "distance": ("$|x_k - x^*|$", "distance to $x^*$", True),
     "loss": ("loss", "loss", True),
     "rsi": ("RSI", "restricted secant inequality", True),
     "eb": ("EB", "error bound", True),
@@ -64,13 +64,14 @@ def compare(compared: xr.Dataset) -> Figure:
             ),
             needs="a run",
             is_log=is_log,
+            xlabel=compared.attrs.get("time", "epoch"),
         )
         for name, (label, title, is_log) in PANELS.items()
         if name in compared
         and "epoch" in compared[name].dims
         and compared[name].notnull().any()
     ]
-    return draw_panels(panels, n_columns=4)
+    return draw_panels(panels, n_columns=4, one_legend=True)
 
 
 def _curve(compared: xr.Dataset, dim: str, i: int, name: str) -> Curve:

@@ -26,7 +26,11 @@ LONG_NAMES: Final = {
 
 @accepts_path
 def aiming(
-    run: Run, *, reference: TargetLike = "final", measurement: str | None = None
+    run: Run,
+    *,
+    reference: TargetLike = "final",
+    measurement: str | None = None,
+    full_batch: bool = False,
 ) -> xr.Dataset:
     r"""Angle between the gradient and x - x*, and the constant of the aiming condition.
 
@@ -51,6 +55,8 @@ def aiming(
         which come from minibatches, unless the run was recorded with
         ``Recorder(attrs={"full_batch": True})``. The condition is about f, and figures in [1]_ show
         full gradients; minibatches do not test the condition itself.
+    full_batch : bool, default: False
+        Say that every step of the run uses all data, if the recording does not say so.
 
     Returns
     -------
@@ -103,5 +109,5 @@ def aiming(
         name: geometry.attrs[name] for name in ("run", "reference", "reference_note")
     }
     return describe(result, LONG_NAMES, units={"angle": "degree"}).assign_attrs(
-        attributes | {"gradient": gradient_name(measured)}
+        attributes | {"gradient": gradient_name(measured, full_batch=full_batch)}
     )

@@ -12,7 +12,13 @@ import numpy.typing as npt
 import xarray as xr
 
 from analyzers._engine.labels import describe
-from analyzers.conditions.arrays import NO_STEP, Steps, feasible, smallest_margin
+from analyzers.conditions.arrays import (
+    NO_STEP,
+    Boundary,
+    Steps,
+    feasible,
+    smallest_margin,
+)
 from analyzers.conditions.defaults import MIN_GAP
 from analyzers.geometry.losses import by_step, products, recorded_losses, replayed
 from trajstore.reading.accepts_path import accepts_path
@@ -225,6 +231,8 @@ def feasible_set(
         for the corners of the Pareto front, along which neither alpha nor beta can decrease
         unless the other increases. Without a dimension: ``best_alpha`` and
         ``best_beta``, the pair with the smallest sum, NaN if no pair is feasible;
+        ``largest_alpha``, the largest alpha at which beta = 0 is feasible: NaN if it is at none,
+        infinite if it is at all;
         ``limit_step`` and ``limit_run``, the step whose half-plane bounds alpha from below,
         both -1 if no step does so, only alpha >= beta + `min_gap` and beta >= 0; ``n_steps``
         and ``n_missing`` as in `margin`. If no pair is feasible, there are no corners, and
@@ -275,6 +283,7 @@ def feasible_set(
             "is_smallest": ("vertex", np.arange(len(found.alpha)) < n_smallest),
             "best_alpha": pair[0],
             "best_beta": pair[1],
+            "largest_alpha": _largest_at_zero(found),
             "limit_step": limit_step,
             "limit_run": limit_run,
             "n_steps": len(known.step),
@@ -282,6 +291,15 @@ def feasible_set(
         },
         attrs=attributes,
     )
+
+
+def _largest_at_zero(found: Boundary) -> float:
+    """Return the largest alpha at which beta = 0 is feasible, NaN if it never is."""
+    at_zero = np.flatnonzero(found.plane == NO_STEP)
+    if not len(at_zero):
+        return np.nan
+    right = int(at_zero[0]) + 1
+    return float(found.alpha[right]) if right < len(found.alpha) else np.inf
 
 
 def smallest_beta(pairs: xr.Dataset, alpha: npt.ArrayLike) -> xr.DataArray:

@@ -34,7 +34,8 @@ MINIBATCH_NOTE: Final = (
     "These gradients and losses come from minibatches, but the condition is about all data: "
     "record with traj-train run NAME --full-gradients, or call recorder.measure('full_batch', "
     "loss=loss) in a loop of your own, and pass --measurement full_batch. If every step of your "
-    "loop uses all data, say so: Recorder(attrs={'full_batch': True})."
+    "loop uses all data, say so: --full-batch, or Recorder(attrs={'full_batch': True}) when you "
+    "record."
 )
 
 
@@ -43,6 +44,7 @@ def alpha_beta(
     *,
     reference: str = "final",
     reference_loss: float | None = None,
+    full_batch: bool = False,
     optimal_loss: float = 0.0,
     min_gap: float = MIN_GAP,
     output: Output = TERMINAL,
@@ -50,7 +52,8 @@ def alpha_beta(
     """Pairs (alpha, beta) for which the alpha-beta condition holds at every step.
 
     Needs the losses at x*, which traj-train replay RUN computes. If every step uses all data,
-    they are one number: give it as --reference-loss. Prints the smallest pairs.
+    they are one number: give it as --reference-loss. Prints the smallest pairs and, if beta = 0
+    is feasible, the largest alpha there.
     Writes results of each run to RUN.analysis.zarr, next to that run. The pairs for all
     runs go to RUN.analysis.zarr of the first run, and the figure goes to its RUN.figures.
 
@@ -61,10 +64,13 @@ def alpha_beta(
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, step:4500
         for the start of a window, or the path or
-        URL of another store, whose final iterate is the target.
+        URL of another store, whose final iterate is the target; or a .npz, .pt or .pth file
+        of tensors by name.
     reference_loss : float, optional
         Loss at x* of a run whose steps use all data. Default: the losses that traj-train replay
         computed.
+    full_batch : bool, default: False
+        Say that every step uses all data, if the recording does not say so.
     optimal_loss : float, default: 0.0
         Lower bound of the losses of all batches.
     min_gap : float, default: 0.1
@@ -77,7 +83,7 @@ def alpha_beta(
     slug = ""
     for run in runs:
         target = geometry.read_reference(reference, run)
-        losses = _reference_losses(run, reference_loss)
+        losses = _reference_losses(run, reference_loss, full_batch=full_batch)
         found = analyzers.alpha_beta(
             run,
             reference=target,
@@ -106,17 +112,16 @@ def alpha_beta(
 
 
 def _reference_losses(
-    run: "Run", reference_loss: float | None
+    run: "Run", reference_loss: float | None, *, full_batch: bool = False
 ) -> npt.NDArray[np.float64] | None:
     """Return the loss at x* for every step, or None if it was not given."""
     if reference_loss is None:
         return None
-    if not uses_all_data(run.attrs):
+    if not (full_batch or uses_all_data(run.attrs)):
         raise ValueError(
             f"--reference-loss is the loss of all data, and {run.location} does not say that "
-            "its steps use all data. If they do, record with "
-            "Recorder(attrs={'full_batch': True}), or call analyzers.alpha_beta with "
-            "`reference_losses`, an array with the same number for every step."
+            "its steps use all data. If they do, give --full-batch, too; "
+            "Recorder(attrs={'full_batch': True}) says so when you record."
         )
     return np.full(run.n_steps, reference_loss)
 
@@ -141,6 +146,9 @@ def _grid(
     best = float(pairs["best_alpha"])
     smallest = pairs["alpha"].values[pairs["is_smallest"].values]
     largest = 2 * max([best, *smallest], default=1.0) if np.isfinite(best) else 2.0
+    # If beta = 0 is feasible, the boundary leaves 0 at the largest alpha there.
+    if np.isfinite(at_zero := float(pairs["largest_alpha"])):
+        largest = max(largest, 2 * at_zero)
     alpha = np.linspace(0, max(largest, 5 * min_gap, 1.0), GRID + 1)[1:]
     return alpha, np.linspace(0, alpha[-1] - min_gap, GRID)
 
@@ -159,19 +167,34 @@ def _pairs(
             "the lowest possible, and the gradient does not point far enough away from x*."
         )
         return [note]
-    best = make_table("products", "alpha", "beta", text=["products"])
+    columns = ["alpha", "beta"]
+    names_of = ["best_alpha", "best_beta"]
+    note = ""
+    if not np.isnan(pairs["largest_alpha"]):
+        columns.append("largest alpha at beta = 0")
+        names_of.append("largest_alpha")
+        if float(pairs["best_alpha"]) == pairs.attrs["min_gap"]:
+            note = (
+                "The smallest pair only repeats --min-gap, as it does for every run in which it "
+                "is feasible: report the largest alpha at beta = 0."
+            )
+    best = make_table("products", *columns, text=["products"])
     for label, shifted in (
         ("one standard error smaller", stricter),
         ("as estimated", pairs),
         ("one standard error larger", looser),
     ):
-        values = [f"{float(shifted[name]):.4g}" for name in ("best_alpha", "best_beta")]
+        values = [
+            "none" if np.isnan(shifted[name]) else f"{float(shifted[name]):.4g}"
+            for name in names_of
+        ]
         best.add_row(label, *values)
     return [
         f"Smallest pairs for which the condition holds at all {steps}:",
         _corners(pairs, names),
         "Smallest alpha + beta:",
         best,
+        note,
     ]
 
 
@@ -203,6 +226,7 @@ def aiming(
     *,
     reference: str = "final",
     measurement: str | None = None,
+    full_batch: bool = False,
     output: Output = TERMINAL,
 ) -> None:
     """Angle between the gradient and x - x*, and theta of the aiming condition.
@@ -217,15 +241,20 @@ def aiming(
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, step:4500
         for the start of a window, or the path or
-        URL of another store, whose final iterate is the target.
+        URL of another store, whose final iterate is the target; or a .npz, .pt or .pth file
+        of tensors by name.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
+    full_batch : bool, default: False
+        Say that every step uses all data, if the recording does not say so.
     output : Output
         Where results, tables and figures go.
     """
     run = trajstore.open_run(store)
     target = geometry.read_reference(reference, run)
-    lazy = analyzers.aiming(run, reference=target, measurement=measurement)
+    lazy = analyzers.aiming(
+        run, reference=target, measurement=measurement, full_batch=full_batch
+    )
     group = _group(
         f"aiming-{reading.target_slug(lazy.attrs['reference'])}", measurement
     )
@@ -280,6 +309,7 @@ def polyak_lojasiewicz(
     reference: str = "final",
     reference_loss: float | None = None,
     measurement: str | None = None,
+    full_batch: bool = False,
     output: Output = TERMINAL,
 ) -> None:
     """Constants mu of the Polyak-Lojasiewicz condition that the steps of a run allow.
@@ -298,6 +328,8 @@ def polyak_lojasiewicz(
         Loss at x*. Default: the loss that traj-train replay computed.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
+    full_batch : bool, default: False
+        Say that every step uses all data, if the recording does not say so.
     output : Output
         Where results, tables and figures go.
     """
@@ -308,7 +340,10 @@ def polyak_lojasiewicz(
         reference_loss = float(losses["full_reference_loss"])
     group = _group("pl", measurement)
     bounds = analyzers.polyak_lojasiewicz(
-        run, reference_loss=reference_loss, measurement=measurement
+        run,
+        reference_loss=reference_loss,
+        measurement=measurement,
+        full_batch=full_batch,
     )
     found = _execution.store_result(run, group, bounds)
     report(

@@ -15,6 +15,7 @@ from analyzers._panels import Curve, Panel, draw_panels, drawable, name_text
 from analyzers._style import (
     LINE_STYLES,
     MARKERS,
+    Values,
     draw_legend,
     new_axes,
     new_figure,
@@ -26,6 +27,12 @@ EXCLUDED_COLOR: Final = "0.85"
 """Colour of the region alpha < beta + min_gap, whose pairs are not allowed."""
 
 STDERR_COLOR: Final = COLORS[1]
+
+SHOWN_SHARE: Final = 0.8
+"""Share of the positive, and of the negative values that the ends of the colours show."""
+
+MAX_LINEAR: Final = 0.01
+"""Largest value of T up to which its axis is linear."""
 
 AIMING_PANELS: Final = {
     "cosine": ("cosine of gradient and $x - x^*$", "cosine"),
@@ -99,15 +106,15 @@ def feasible_set(
     shown = values[beta[:, None] <= top]
     # Each sign has its own colour scale, since positive margins are mostly much nearer to 0
     # than negative margins.
-    largest, smallest = max(shown.max(), 1e-12), min(shown.min(), -1e-12)
-    norm = TwoSlopeNorm(0, smallest, largest)
+    largest, smallest = _end_of_scale(shown), -_end_of_scale(-shown)
+    norm = TwoSlopeNorm(0, smallest or -largest, largest or -smallest)
     image = ax.pcolormesh(
         alpha, beta, values, norm=norm, cmap=color or SIGNED, rasterized=True
     )
     ax.fill_between(alpha, top, beta[-1], color=EXCLUDED_COLOR, linewidth=0)
-    ticks = [smallest, smallest / 2, 0, largest / 2, largest]
+    ticks = sorted({smallest, smallest / 2, 0.0, largest / 2, largest})
     text = r"$\min_k T_k$" if label is None else drawable(label)
-    bar = ax.figure.colorbar(image, ax=ax, label=text, ticks=ticks)
+    bar = ax.figure.colorbar(image, ax=ax, label=text, ticks=ticks, extend="both")
     bar.ax.set_yticklabels([f"{tick:.2g}" for tick in ticks])
     for boundary, format_, width, line_label in zip(
         boundaries,
@@ -130,12 +137,23 @@ def feasible_set(
         best = _best(feasible)
         text = r"smallest $\alpha + \beta$"
         ax.plot(*best, "k*", markersize=9, label=text, clip_on=False)
+        at_zero = float(feasible.get("largest_alpha", np.nan))
+        if np.isfinite(at_zero):
+            text = r"largest $\alpha$ at $\beta = 0$"
+            ax.plot(at_zero, 0, "k^", markersize=7, label=text, clip_on=False)
         ax.legend(fontsize="small", loc="upper left")
     else:
         ax.set_title("no pair holds", fontsize="medium")
     ax.set(xlabel=r"$\alpha$", ylabel=r"$\beta$")
     ax.set(xlim=(0, alpha[-1]), ylim=(0, beta[-1]))
     return ax
+
+
+def _end_of_scale(values: Values) -> float:
+    """Return where the colours of positive values end, 0 if there are none."""
+    # A few steps may have far larger values than the others.
+    positive = values[values > 0]
+    return float(np.quantile(positive, SHOWN_SHARE)) if len(positive) else 0.0
 
 
 def _best(feasible: xr.Dataset) -> tuple[float, float]:
@@ -174,6 +192,7 @@ def condition_of_steps(
         ax.text(0.5, 0.5, "no pair holds", ha="center", va="center")
         ax.set(xticks=[], yticks=[])
         return ax
+    linear, least = MAX_LINEAR, 0.0
     for i, dataset in enumerate(datasets):
         loss = dataset["loss"]
         margin = (
@@ -181,6 +200,10 @@ def condition_of_steps(
             - alpha * (loss - dataset["reference_loss"])
             + beta * (loss - dataset.attrs["optimal_loss"])
         )
+        sizes = abs(margin.values[np.isfinite(margin.values) & (margin.values != 0)])
+        if len(sizes):
+            least = min(least, float((margin - dataset["product_stderr"]).min()))
+            linear = min(linear, 10 ** np.floor(np.log10(np.quantile(sizes, 0.1))))
         ax.errorbar(
             dataset["step"],
             margin,
@@ -192,7 +215,9 @@ def condition_of_steps(
             label=drawable(label) if label is not None and i == 0 else None,
         )
     ax.axhline(0, color="k", linewidth=0.8)
-    ax.set_yscale("symlog", linthresh=0.01)
+    ax.set_yscale("symlog", linthresh=float(linear))
+    if least >= 0:
+        ax.set_ylim(bottom=-linear)
     ax.set(xlabel="step k", ylabel=rf"$T_k({alpha:.3g}, {beta:.3g})$")
     draw_legend(ax)
     return ax
@@ -280,5 +305,6 @@ def polyak_lojasiewicz(
     ax.set(xlabel=time, ylabel=r"smallest $\mu_k(\delta)$")
     ax.set_title(f"gradients: {name_text(bounds.attrs['gradient'])}", fontsize="medium")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    draw_legend(ax)
+    # The curves of five orders may lie anywhere.
+    draw_legend(ax, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return ax

@@ -22,6 +22,7 @@ def polyak_lojasiewicz(
     reference_loss: float,
     delta: Sequence[float] = DELTAS,
     measurement: str | None = None,
+    full_batch: bool = False,
 ) -> xr.Dataset:
     r"""Constants of the Polyak-Lojasiewicz condition that the steps of a run allow.
 
@@ -50,6 +51,8 @@ def polyak_lojasiewicz(
         ``Recorder(attrs={"full_batch": True})``. The condition is about f, and minibatches do not test
         it: their gradients do not vanish where the gradient of f vanishes, and their
         losses may be below f*.
+    full_batch : bool, default: False
+        Say that every step of the run uses all data, if the recording does not say so.
 
     Returns
     -------
@@ -98,5 +101,5 @@ def polyak_lojasiewicz(
     ).assign_attrs(
         run=run.location,
         reference_loss=reference_loss,
-        gradient=gradient_name(measured),
+        gradient=gradient_name(measured, full_batch=full_batch),
     )

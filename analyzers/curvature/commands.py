@@ -213,7 +213,8 @@ def convexity(
     reference : str, default: "final"
         The target x*: final, the name of a snapshot, the number of an epoch, step:4500
         for the start of a window, or the path or
-        URL of another store, whose final iterate is the target.
+        URL of another store, whose final iterate is the target; or a .npz, .pt or .pth file
+        of tensors by name.
     reference_loss : float, optional
         Loss of all data at the target. Default: the loss that the run recorded there.
     measurement : str, optional

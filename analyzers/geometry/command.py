@@ -70,7 +70,8 @@ def geometry(
     reference : str, default: "final"
         The target: final, the name of a snapshot, the number of an epoch, step:4500 for
         the anchor of the window that starts there, mean:10:20 for the mean of the iterates at the starts of epochs 10 to 20, or the path or URL of
-        another store, for its final iterate.
+        another store, for its final iterate; or a .npz, .pt or .pth file of tensors by
+        name, such as torch.save(model.state_dict(), path) writes.
     layers : bool, default: False
         Also measure each parameter tensor separately, and print gamma of each, mid-run.
     measurement : str, optional
@@ -157,8 +158,11 @@ def _mid_run_line(means: "xr.Dataset") -> str:
         name: value_and_error(float(found[name]), float(found[f"{name}_stderr"]))
         for name in ("gamma", "rsi", "eb", "lolr", "distance")
     }
+    half = "the middle half"
+    if "reference_epoch" in means.attrs:
+        half += " of the steps before the target, if there are any"
     return (
-        f"Mid-run (the middle half): gamma {shown['gamma']} (mean); RSI {shown['rsi']}, "
+        f"Mid-run ({half}): gamma {shown['gamma']} (mean); RSI {shown['rsi']}, "
         f"EB {shown['eb']}, loLR {shown['lolr']}, distance {shown['distance']} (medians). "
         "± is the error of the estimates, not of another seed."
     )
@@ -210,7 +214,9 @@ def _table(means: "xr.Dataset") -> Table:
         row = {name: variable.item() for name, variable in means.isel({dim: i}).items()}
         table.add_row(
             this.label_of(means, i),
-            with_error(row["gamma"], row["gamma_stderr"], decimals),
+            with_error(row["gamma"], row["gamma_stderr"], decimals)
+            if row["gamma_stderr"] <= 1
+            else "unknown",
             f"{row['gamma_min']:.3f}",
             f"{row['gamma_max']:.3f}",
             f"{row['rsi']:.3g}",

@@ -19,7 +19,7 @@ from analyzers._engine.arrays.epoch_sums import (
     means,
     partial_sums,
 )
-from analyzers.geometry.time_axis import N_RANGES
+from analyzers.geometry.time_axis import N_RANGES, has_one_epoch
 
 
 def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
@@ -33,7 +33,9 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
 
     Errors of different windows are taken as independent, but for those of neighbours under SGD with
     momentum. If `geometry` holds only a part of an
-    epoch, these covariances do not apply. The error of a step then has two parts: the error of
+    epoch, these covariances do not apply; an epoch that is selected as a whole, such as by
+    ``geometry.sel(epoch=[3, 4])``, keeps its error if all epochs but the last have the same
+    number of steps, and is else taken as a part. The error of a step then has two parts: the error of
     the sketch, :math:`\sigma_k`, is taken as independent between steps, and the error of the
     distance, :math:`\delta_k`, as shared by all steps:
 
@@ -57,7 +59,9 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
         cosine does. ``n_steps`` is the number of averaged steps, and ``n_missing``
         is the number of steps that were left out because they are NaN. ``n_imprecise`` is the
         number of steps that are also left out of gamma, RSI and EB, because the relative
-        error of the distance is above 0.3: their errors are not first order.
+        error of the distance is above 0.3: their errors are not first order. Where the standard
+        error of a mean gamma is above 1, as in layers whose gradient is nothing but rounding,
+        the mean is NaN, all steps of the epoch count as imprecise, and the error stays.
 
     Raises
     ------
@@ -112,8 +116,7 @@ def range_means(geometry: xr.Dataset, *, n_ranges: int = N_RANGES) -> xr.Dataset
 
 def means_for_tables(geometry: xr.Dataset) -> xr.Dataset:
     """Return the means over epochs, or over ranges of steps if there is one epoch."""
-    epochs = geometry["epoch"].values
-    has_one = len(epochs) > 1 and (epochs == epochs[0]).all()
+    has_one = has_one_epoch(geometry["epoch"].values)
     return range_means(geometry) if has_one else epoch_means(geometry)
 
 
@@ -221,6 +224,20 @@ def _whole_epochs(
     np.maximum.at(last, codes, steps)
     follows = np.bincount(codes, minlength=len(labels)) == last - first + 1
     begins = (first == 0) | np.isin(first - 1, steps)
+    if "iteration" in geometry.coords:
+        begins |= _first_iterations(geometry, codes, len(labels)) == 0
     ends = (last == n_steps - 1) | np.isin(last + 1, steps)
-    result: npt.NDArray[np.bool_] = follows & begins & ends
+    # A selected epoch has lost its neighbours.
+    length = geometry.attrs.get("epoch_steps")
+    has_all = last - first + 1 == length if length is not None else False
+    result: npt.NDArray[np.bool_] = follows & ((begins & ends) | has_all)
     return result
+
+
+def _first_iterations(
+    geometry: xr.Dataset, codes: Codes, n_epochs: int
+) -> npt.NDArray[np.int64]:
+    """Return the smallest iteration of every epoch, -1 if one is lost, (epoch,)."""
+    found = np.full(n_epochs, np.iinfo(np.int64).max)
+    np.minimum.at(found, codes, geometry["iteration"].values)
+    return found

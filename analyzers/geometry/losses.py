@@ -39,11 +39,13 @@ def gradients_of(run: Run, measurement: str | None) -> Run:
     return run.measured(measurement)
 
 
-def gradient_name(run: Run) -> str:
+def gradient_name(run: Run, *, full_batch: bool = False) -> str:
     """Return a description of a run's gradients: minibatch, full batch, or the measurement."""
+    # `full_batch` says so for a run whose attrs do not.
     if run.group.is_measurement:
         return f"measurement {run.group.name!r}"
-    return "full batch" if uses_all_data(run.attrs) else "minibatch"
+    is_full = full_batch or uses_all_data(run.attrs)
+    return "full batch" if is_full else "minibatch"
 
 
 def recorded_losses(run: Run) -> xr.DataArray:

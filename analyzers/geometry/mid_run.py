@@ -24,7 +24,8 @@ def mid_run(means: xr.Dataset) -> xr.Dataset:
 
     Gamma, or the excess of gamma, is the mean of the epochs' means. RSI, EB, loLR and the
     distance are medians of the epochs' means: near the end of a schedule they change by orders of magnitude, and a single
-    epoch would dominate their mean.
+    epoch would dominate their mean. If the target lies inside the run, only the epochs before it
+    count: later steps lead away from it, and their gamma is usually negative.
 
     Parameters
     ----------
@@ -80,6 +81,7 @@ def used_epochs(means: xr.Dataset) -> xr.DataArray:
         held = means["epoch"] >= 0
     if "run" in means.dims:
         held = held & (means["n_steps"] > 0)
+    held = _before_target(means, held)
     used: xr.DataArray = xr.apply_ufunc(
         in_middle_half,
         held,
@@ -94,6 +96,29 @@ def used_epochs(means: xr.Dataset) -> xr.DataArray:
         n = held.sum(dim)
         used = used & ((n > 1) | (n.max("run") < 2))
     return used
+
+
+def leads_away(means: xr.Dataset) -> bool:
+    """Whether the target lies inside the run, so that later steps lead away from it."""
+    return "reference_epoch" in means.attrs
+
+
+def _before_target(means: xr.Dataset, held: xr.DataArray) -> xr.DataArray:
+    """Leave out the epochs from that of a target inside the run on, if others are left."""
+    if not leads_away(means):
+        return held
+    if time_of(means) == "step":
+        before = means["last_step"] < means.attrs["reference_step"]
+    else:
+        # One number, or one for each run, NaN for targets that are not inside.
+        target = np.array(means.attrs["reference_epoch"], float)
+        limit = np.where(np.isnan(target), np.inf, target)
+        before = means["epoch"] < (
+            xr.DataArray(limit, dims="run") if limit.ndim else float(limit)
+        )
+    kept = held & before
+    found: xr.DataArray = kept.where(kept.any(time_of(means)), held)
+    return found
 
 
 def in_middle_half(held: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

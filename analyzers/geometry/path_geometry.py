@@ -112,8 +112,9 @@ def path_geometry(
         The target x*: ``"final"`` for the last iterate, ``"step:4500"`` for the stored anchor
         of the window that starts at that step, another string for the snapshot of that name,
         an int for the stored anchor at the start of that epoch, another
-        run or the path of its store for its last iterate, or a mapping from parameter names to arrays or CPU
-        tensors, in which other keys are ignored.
+        run or the path of its store for its last iterate, or a mapping from parameter names to
+        arrays or CPU tensors, in which other keys are ignored, or the path of a ``.npz``, ``.pt``
+        or ``.pth`` file with such a mapping.
     layers : bool, default: False
         Measure each layer (parameter tensor) separately. All variables then have the
         dimension ``layer``, and g, x and x* consist of the elements of the layer.
@@ -241,6 +242,7 @@ def plan_geometry(
         "reference_note": target.note,
         "status": run.status,
         "n_steps": run.n_steps,
+        **_epochs(run, target),
         "window_sums": _window_sums(run),
         "direction": direction,
         "computed_from": computed_from(run, target, direction, layers=layers),
@@ -252,6 +254,20 @@ def plan_geometry(
         compute_steps, run, target, layers=layers, weight_decay=weight_decay
     )
     return GeometryPlan(index_epochs(dataset), chunks, tasks, compute)
+
+
+def _epochs(run: Run, target: Target) -> dict[str, int]:
+    """Return the steps of an epoch, and the epoch that holds the target, where they are known."""
+    found, epochs = {}, run.stored.epochs
+    _, counts = np.unique(epochs, return_counts=True)
+    if len(counts) > 1 and (counts[:-1] == counts[0]).all() and counts[-1] <= counts[0]:
+        found["epoch_steps"] = int(counts[0])
+    of, step = target.at or (None, 0)
+    steps = run.stored.step_rows
+    if of is not None and of.location == run.location and 0 < step < steps.n_rows:
+        # Steps after a target inside the run lead away from it.
+        found |= {"reference_step": step, "reference_epoch": int(steps.epochs[step])}
+    return found
 
 
 def _check_weight_decay(run: Run) -> None:

@@ -45,7 +45,11 @@ TITLES: Final = {
 EXCESS_TITLE: Final = {"excess": "excess of $\\gamma$ over a null model"}
 
 LOG_QUANTITIES: Final = ("rsi", "eb")
-"""Quantities that figures show on a logarithmic axis."""
+"""Quantities that all figures show on a logarithmic axis."""
+
+LOG_BY_EPOCH: Final = (*LOG_QUANTITIES, "distance")
+"""Quantities that figures of one run show on a logarithmic axis: on a linear one, the end of the
+distance is not seen."""
 
 FINAL_NOTE: Final = "final epoch"
 NEAR_NOTE: Final = "epoch closest to $x^*$"
@@ -81,7 +85,7 @@ def epoch_means(
         the path are not independent, and most quantities blow up. ``"shade"`` shades the
         epoch and ignores it when choosing the limits of the axes; ``"drop"`` leaves it out.
     scale : {"linear", "log"}, optional
-        Scale of the vertical axis. Default: logarithmic for RSI and EB. A logarithmic axis
+        Scale of the vertical axis. Default: logarithmic for RSI, EB and the distance. A logarithmic axis
         is linear around zero if a mean is not positive.
     band : bool, default: True
         Whether to draw the band. The bands of several runs may cover their lines.
@@ -128,7 +132,7 @@ def epoch_means(
         _shade(ax, means, near)
     _set_epochs(ax, edges_of(means))
     lines, (lows, highs) = others[name].values, _band(others, name, band=band)
-    if scale == "log" or (scale is None and name in LOG_QUANTITIES):
+    if scale == "log" or (scale is None and name in LOG_BY_EPOCH):
         set_log_scale(ax, lines, lows, highs)
     else:
         _set_limits(ax, lows, highs)

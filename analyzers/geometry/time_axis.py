@@ -3,6 +3,7 @@
 from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 N_RANGES: Final = 20
@@ -21,16 +22,24 @@ def label_of(means: xr.Dataset, i: int) -> str:
     return f"{means['step'].values[i]}-{means['last_step'].values[i]}"
 
 
-def by_time(steps: xr.Dataset, n_ranges: int = N_RANGES) -> tuple[xr.Dataset, str]:
+def has_one_epoch(epochs: npt.NDArray[Any]) -> bool:
+    """Whether several steps, of which these are the epochs, have one epoch: a run without epochs."""
+    return len(epochs) > 1 and bool((epochs == epochs[0]).all())
+
+
+def by_time(
+    steps: xr.Dataset, n_ranges: int = N_RANGES, *, size: int | None = None
+) -> tuple[xr.Dataset, str]:
     """Return a dataset of steps to group by its coordinate ``epoch``, and what that counts."""
     # A run with one epoch is divided into ranges of steps, numbered by their first steps.
+    # `size` is the number of steps in a range, if other runs have the same ranges.
     plain = steps.drop_indexes(["epoch", "iteration"], errors="ignore")
     epochs = plain["epoch"].values
     n = len(epochs)
-    if n < 2 or (epochs != epochs[0]).any():
+    if not has_one_epoch(epochs):
         return plain, "epoch"
     numbers = plain["step"].values if "step" in plain.coords else np.arange(n)
-    size = -(-n // n_ranges)
+    size = size or -(-n // n_ranges)
     first = numbers[np.arange(n) // size * size]
     return plain.assign_coords(epoch=("step", first)), "step"
 

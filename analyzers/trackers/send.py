@@ -14,7 +14,8 @@ from analyzers.explorer.contents.stored_geometries import (
     read_geometry,
     stored_geometries,
 )
-from analyzers.geometry.epoch_means import epoch_means
+from analyzers.geometry.epoch_means import means_for_tables
+from analyzers.geometry.time_axis import time_of
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 from trajstore.trackers.reporter import Reporter, as_reporters
@@ -42,7 +43,8 @@ def log(
 
     Values of steps have the names that the recorder's ``report_to=`` gives them. Means of
     geometry over epochs are called ``geometry_TARGET/gamma`` and so on, each with its standard
-    error, and belong to the last step of the epoch.
+    error, and belong to the last step of the epoch; of a run with one epoch, means over 20
+    ranges of steps are sent.
 
     Parameters
     ----------
@@ -153,7 +155,7 @@ def _began(run: Run) -> float:
 
 
 def _send_geometries(run: Run, sink: Sink) -> int:
-    """Send means over epochs of all stored geometries, and return their number."""
+    """Send means over epochs, or ranges of steps, of all stored geometries, and return their number."""
     ends = _last_steps(run)
     began, elapsed = _began(run), _wall_times(run)
     n_sent = 0
@@ -161,10 +163,12 @@ def _send_geometries(run: Run, sink: Sink) -> int:
         geometry = read_geometry(run, stored.group)
         if geometry is None:
             continue
-        means = epoch_means(geometry).compute()
-        for epoch in means["epoch"].values.tolist():
-            step = ends[epoch]
-            values = _of_epoch(means.sel(epoch=epoch), stored.group)
+        means = means_for_tables(geometry).compute()
+        dim = time_of(means)
+        for i in range(means.sizes[dim]):
+            one = means.isel({dim: i})
+            step = ends[int(one["epoch"])] if dim == "epoch" else int(one["last_step"])
+            values = _of_epoch(one, stored.group)
             sink.scalars(step, values, time=began + float(elapsed[step]))
         n_sent += 1
     return n_sent

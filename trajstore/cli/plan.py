@@ -18,12 +18,18 @@ from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, PROBES, RunSpec
 from trajstore.planning.errors import ErrorRange, Rate
 from trajstore.planning.estimate import Plan, guess_layout, plan_recording
-from trajstore.planning.measured import END_ERROR_RATIOS, MEASURED_RUNS, Optimizer
+from trajstore.planning.measured import (
+    DECAYED_END_RATIOS,
+    END_ERROR_RATIOS,
+    MEASURED_RUNS,
+    Optimizer,
+)
 from trajstore.planning.search import best_plan, with_longer_windows
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
 PARTS: Final = {
+    "gradients, displacements": ("gradient", "displacement"),
     "signs": ("signs", "scales"),
     "tables": ("tables",),
     "probes": ("gradient_probes", "displacement_probes", "probe_scales"),
@@ -43,6 +49,7 @@ def plan(
     basis: int = BASIS,
     probes: int = PROBES,
     float64: bool = False,
+    exact: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
     stderr: float | None = None,
@@ -80,6 +87,8 @@ def plan(
     float64 : bool, default: False
         Plan for parameters of float64, or a recorder with float64=True: rows and parameter
         vectors take up to twice the bytes.
+    exact : bool, default: False
+        Plan a recorder with exact=True, for small networks: whole gradients, and no errors.
     rate : {"constant", "linear", "cosine"}, default: "constant"
         Course of the learning rate; linear and cosine decay to 0.
     optimizer : {"sgd", "momentum", "adaptive"}, optional
@@ -102,6 +111,11 @@ def plan(
             f"Give --stderr or --disk, not both: got {stderr:g} and {disk}. The plan "
             "minimises one for a given value of the other."
         )
+    if exact and (stderr is not None or disk is not None):
+        raise ValueError(
+            "An exact recording has one size and no errors: leave out --stderr and --disk, or "
+            "leave out --exact."
+        )
     if stderr is not None and not stderr > 0:
         raise ValueError(f"--stderr must be positive, got {stderr:g}.")
     layout = _layout(params, tensors, model)
@@ -120,7 +134,7 @@ def plan(
     elif disk is not None:
         chosen = best_plan(layout, **run, disk=parse_size(disk))
     else:
-        chosen = plan_recording(layout, **run)
+        chosen = plan_recording(layout, **run, exact=exact)
     if json:
         print_json(_document(chosen))
         return
@@ -220,6 +234,10 @@ def _print(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> None:
     for name, text in described.items():
         facts.add_row(name, text)
     console.print(facts)
+    if plan.spec.exact:
+        console.print("\nPass to Recorder:\n")
+        console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
+        return
     console.print(
         f"\nErrors of gamma: typical (smallest to largest), extrapolated from "
         f"{len(MEASURED_RUNS)} runs of 0.03 to 0.8 million parameters. Trust the order of "
@@ -248,6 +266,7 @@ def _document(plan: Plan) -> dict[str, Any]:
             else None
         ),
         "arguments": {
+            **({"exact": True} if spec.exact else {}),
             "sketch_bits": spec.sketch_bits,
             "basis": spec.basis,
             "probes": spec.probes,
@@ -263,7 +282,9 @@ def _sizes(plan: Plan) -> Table:
     table.add_column("per step", justify="right")
     table.add_column("run", justify="right")
     for title, names in PARTS.items():
-        step = sum(plan.bytes_per_step[name] for name in names)
+        step = sum(plan.bytes_per_step.get(name, 0.0) for name in names)
+        if not step:
+            continue
         table.add_row(title, _bytes(step), _bytes(step * plan.n_steps))
     anchors = dict(plan.bytes_of_anchors)
     keyframes = anchors.pop("references/keyframes")
@@ -287,14 +308,19 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> dict[st
     length = f"{'up to ' if longest < plan.windows.length else ''}{longest:,}"
     facts = {
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors{estimated}",
-        "sketch": f"{describe_sketch(spec)} per step",
+        "sketch": f"{describe_sketch(spec)} per step" if not spec.exact else "none",
         "windows": (
             f"{plan.n_windows:,} of {length} steps, shorter at both ends; "
             f"one anchor each{_windows_reason(plan)}"
         ),
         "memory": _memory(plan),
-        "error of a step": _range(plan.stderr()),
     }
+    if spec.exact:
+        facts["error of a step"] = (
+            "none but rounding, about 1e-7 of the numbers (1e-16 in float64)"
+        )
+        return facts
+    facts["error of a step"] = _range(plan.stderr())
     if spec.steps_per_epoch:
         facts["error of an epoch mean"] = _range(
             plan.stderr(mean_of=spec.steps_per_epoch)
@@ -303,6 +329,11 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> dict[st
     facts[ends] = (
         f"errors {END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times as large"
     )
+    if plan.rate != "constant":
+        low, high = DECAYED_END_RATIOS
+        facts["last fifth of run"] = (
+            f"epoch means {low} to {high} times as uncertain, because the rate decays to 0"
+        )
     if not is_best and (longer := with_longer_windows(plan)) is not None:
         facts["smaller store"] = (
             f"anchors take {plan.share_of_anchors:.0%} of this store; with --reference-every "
@@ -349,6 +380,7 @@ def describe_sketch(spec: RunSpec) -> str:
 
 def _arguments(plan: Plan) -> str:
     spec = plan.spec
+    sketch = "exact=True, " if spec.exact else f"sketch_bits={spec.sketch_bits}, "
     basis = "" if spec.basis == BASIS else f"basis={spec.basis}, "
     probes = "" if spec.probes == PROBES else f"probes={spec.probes}, "
     float64 = "float64=True, " if spec.float64 else ""
@@ -358,10 +390,7 @@ def _arguments(plan: Plan) -> str:
         windows = f"steps_per_epoch={spec.steps_per_epoch}, "
     elif spec.steps_per_epoch is None and spec.reference_every is None:
         windows = ""
-    return (
-        f"sketch_bits={spec.sketch_bits}, {basis}{probes}{float64}"
-        f"{windows}total_steps={plan.n_steps}"
-    )
+    return f"{sketch}{basis}{probes}{float64}{windows}total_steps={plan.n_steps}"
 
 
 def _range(error: ErrorRange) -> str:

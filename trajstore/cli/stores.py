@@ -75,7 +75,8 @@ def verify(store: Positional[str], *, json: bool = False) -> None:
     else:
         for problem in listed:
             console.print(shown(str(problem)), soft_wrap=True)
-        summary = f"{len(listed)} problems" if listed else "No problem"
+        n = len(listed)
+        summary = f"{n} problem{'s' if n > 1 else ''}" if n else "No problem"
         text = (
             f"{summary} in {n_chunks:,} chunks, {run.n_steps:,} steps. "
             f"{reading.protection(run)}"

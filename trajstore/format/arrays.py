@@ -201,8 +201,9 @@ def step_arrays(
         "tables": _small_rows(real, *tables),
     }
     if spec.exact:
-        arrays["gradient"] = _small_rows(real, ("param", size), code="none")
-        arrays["displacement"] = _small_rows(real, ("param", size), code="none")
+        code: Code = "fast" if spec.compressed else "none"
+        arrays["gradient"] = _small_rows(real, ("param", size), code=code)
+        arrays["displacement"] = _small_rows(real, ("param", size), code=code)
     else:
         probe = ("probe", spec.probes)
         arrays["signs"] = _small_rows(

@@ -13,6 +13,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from math import prod
 from typing import Any, Final, NamedTuple
 
@@ -102,7 +103,8 @@ class RootChecks:
             pending = _decoded(self.pending.get(path, ""), n_last, is_optional=True)
         except ValueError as error:
             raise SchemaError([f"checks: {path}: {error}"]) from error
-        levels = np.split(checks, np.cumsum(sizes)[:-1]) if sizes else []
+        stops = [*accumulate(sizes)]
+        levels = [checks[stop - n : stop] for n, stop in zip(sizes, stops, strict=True)]
         return StoredChecks(array, tuple(levels), pending)
 
 

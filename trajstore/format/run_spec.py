@@ -83,6 +83,9 @@ class RunSpec:
     """Number of epochs that share a window, after the first `windows.OWN_WINDOWS` epochs."""
     window_steps: int | None = None
     """Number of steps in a window, chosen for a run without epochs; None if none was chosen."""
+    compressed: bool = False
+    """Whether the rows of an exact recording are compressed, so that gaps between tensors take no
+    space."""
 
     @property
     def n_params(self) -> int:
@@ -167,6 +170,8 @@ def _sketch_problems(document: Mapping[str, Any]) -> list[str]:
     sums = ("energies", "window_folds", "displacement_sum")
     if document.get("float64") and any(map(document.get, sums)):
         return [f"float64: expected false for a run with {' or '.join(sums)}"]
+    if document.get("compressed") and not document["exact"]:
+        return ["compressed: expected false for a run that is not exact"]
     if document.get("float64") and document.get("scaled"):
         return ["scaled: expected false for a run in float64"]
     return [
@@ -257,6 +262,7 @@ _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "scaled": (_is_bool, "true or false"),
     "shared_epochs": (_is_shared, f"an integer from 1 to {MAX_SHARED_EPOCHS}"),
     "window_steps": _COUNT_OR_NONE,
+    "compressed": (_is_bool, "true or false"),
 }
 
 _REQUIRED: Final = [field.name for field in fields(RunSpec) if field.default is MISSING]

@@ -47,6 +47,10 @@ END_ERROR: Final = sqrt(2) * 3.3 / 127 / sqrt(12)
 """Error of the displacement over a window, whose ends are rounded to codes, relative to the
 displacement, if one probe told it: the largest of 1024 normal numbers is 3.3, and 127 steps long."""
 
+ROUNDING: Final = 6e-7
+"""Error of gamma in a step from the rounding of stored numbers, if nothing else is estimated; 5e-7
+to 2.2e-6 in recordings of 201 and 362 parameters (``tests/trajstore/planning/test_tiny_plans.py``)."""
+
 POINTS: Final = 500
 """Number of points of a run at which errors are predicted."""
 
@@ -104,6 +108,7 @@ class ExpectedErrors:
     optimizer: Optimizer | None  # None if unknown, treated as adaptive
     has_sums: bool  # whether the sums of the gradients of windows are known
     has_displacement_sums: bool  # whether those of the displacements are known
+    crowding: float = 1.0  # see `probe_crowding`
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the standard error of gamma, averaged over `mean_of` steps of an epoch."""
@@ -122,7 +127,7 @@ class ExpectedErrors:
         share = measured.epoch
         there = growth("constant", n_steps=measured.n_steps, window=share, epoch=share)
         rest = sqrt(PROBES / self.probes) * grown.distance / there.distance
-        rest *= measured.from_distance[basis]
+        rest *= measured.from_distance[basis] * sqrt(self.crowding)
         ratios = MEAN_RATIOS[self.optimizer or "adaptive"]
         if not ratios.distance:
             rest = 0.0
@@ -141,7 +146,7 @@ class ExpectedErrors:
                 from_sum = SUM_RATIO * self.plain * sqrt(self.probes)
                 distance += known * (min(from_sum, distance) - distance)
             rest *= distance
-        return hypot(signs, rest)
+        return hypot(signs, rest, ROUNDING * grown.signs / sqrt(mean_of))
 
     def _grown(self, rate: Rate) -> Growth:
         return growth(rate, n_steps=self.n_steps, window=self.window, epoch=self.epoch)
@@ -157,6 +162,15 @@ def plain_error(spec: RunSpec, layout: Layout) -> float:
     in_last = size - full * fold.width
     pairs = full * (full - 1) * fold.width + 2 * full * in_last
     return sqrt(FOLD_VARIANCE * pairs / size**2 + sketch.code_variance)
+
+
+def probe_crowding(n_params: int, probes: int) -> float:
+    """Return the variance of products from probes, relative to that of many parameters a probe."""
+    # Pairs of parameters that share a probe, as in `plain_error`. With a probe for every parameter
+    # there are none.
+    full, in_last = divmod(n_params, probes)
+    pairs = full * (full - 1) * probes + 2 * full * in_last
+    return pairs * probes / n_params**2
 
 
 def _interpolated(

@@ -41,6 +41,7 @@ from trajstore.planning.errors import (
     ExpectedErrors,
     Rate,
     plain_error,
+    probe_crowding,
 )
 from trajstore.planning.measured import Optimizer
 from trajstore.sketch.deltas import n_codes
@@ -58,6 +59,9 @@ COMPRESSION: Final = {
     "references/probes": 0.63,
 }
 """Ratios of bytes on disk to bytes in memory (``benchmarks/planning.py``); 1 for other arrays."""
+
+WHOLE: Final = ("gradient", "displacement")
+"""Arrays of an exact recording that hold a vector of the parameters in every step."""
 
 VECTOR_BYTES: Final = {"float32": 12, "float64": 60}
 """Bytes of a recorder's vectors for each parameter, by the type of the parameters.
@@ -100,8 +104,10 @@ class Plan:
     @cached_property
     def bytes_per_step(self) -> Mapping[str, float]:
         """Size on disk of one step in bytes, by array."""
+        # The gaps between the tensors of an exact recording compress to nothing.
+        filled = self.layout.n_params / self.layout.size
         return {
-            name: _bytes_on_disk(name, array)
+            name: _bytes_on_disk(name, array) * (filled if name in WHOLE else 1.0)
             for name, array in self._step_arrays.items()
         }
 
@@ -201,8 +207,10 @@ class Plan:
 
     @property
     def window_share(self) -> float:
-        """Length of a window that is not cut, as a fraction of the run."""
-        return min(1.0, self.windows.length / self.n_steps)
+        """Length of the longest window, as a fraction of the run."""
+        # In a short run, all windows are cut.
+        longest = min(int(self.windows.lengths.max()), self.windows.length)
+        return min(1.0, longest / self.n_steps)
 
     @cached_property
     def plain_error(self) -> float:
@@ -211,18 +219,23 @@ class Plan:
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the expected standard error of mid-run gamma, averaged over `mean_of` steps."""
-        steps = self.spec.steps_per_epoch or self.windows.length
+        if self.spec.exact:
+            return ErrorRange(0.0, 0.0, 0.0)
+        epoch = self.window_share
+        if self.spec.steps_per_epoch is not None:
+            epoch = self.spec.steps_per_epoch / self.n_steps
         expected = ExpectedErrors(
             plain=self.plain_error,
             basis=self.spec.basis,
             probes=self.spec.probes,
             n_steps=self.n_steps,
             window=self.window_share,
-            epoch=min(1.0, steps / self.n_steps),
+            epoch=min(1.0, epoch),
             rate=self.rate,
             optimizer=self.optimizer,
             has_sums=is_sgd(self.optimizer) or self.spec.window_folds > 0,
             has_displacement_sums=self.spec.displacement_sum,
+            crowding=probe_crowding(self.layout.n_params, self.spec.probes),
         )
         shared = expected.stderr(mean_of=mean_of)
         own = replace(expected, window=expected.epoch).stderr(mean_of=mean_of)
@@ -279,6 +292,7 @@ def plan_recording(
             "reference_every": reference_every,
             "total_steps": n_steps,
             "exact": exact,
+            "compressed": exact,
             "float64": float64,
             "scaled": not float64,
         }

@@ -23,7 +23,7 @@ from trajstore.reading.stored_results import CHECKS, result_check, writable_stor
 from trajstore.reading.target import Target
 from trajstore.store.location import inside, is_remote, sibling
 
-KINDS: Final = ("snapshot", "epoch", "step", "final of", "mean of epochs")
+KINDS: Final = ("snapshot", "epoch", "step", "final of", "mean of epochs", "file")
 """First words of the target labels that end with a name or number."""
 
 

@@ -285,12 +285,12 @@ class StoredRows:
 
     def read(self, name: str, *part: slice) -> ReadResult:
         """Read slices of the leading dimensions, and warn of damage."""
-        array = self.array(name)
+        array, path = self.array(name), self.path(name)
         whole = (*part, *(slice(0, n) for n in array.shape[len(part) :]))
-        checks = self.live.of(array.path)
+        checks = self.live.of(path)
         read = read_part(array, whole, checks)
         if read.errors and self.live.renew():
-            read = read_part(array, whole, self.live.of(array.path))
+            read = read_part(array, whole, self.live.of(path))
         self._report(read.errors)
         if checks is not None and checks.lost:
             self._report_lost([*checks.lost.values()])

@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,12 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 PART: Final = 1 << 22
 """Number of elements of a vector to read at a time."""
+
+FILES: Final = (".npz", ".pt", ".pth")
+"""Endings of files of tensors that may be targets."""
+
+CONTAINERS: Final = ("model", "state_dict", "model_state_dict")
+"""Keys under which checkpoints keep the tensors of a model."""
 
 AT_STEP: Final = "step:"
 """Beginning of a text that selects the anchor of the window that starts at a step."""
@@ -55,12 +64,16 @@ def find_target(run: Run, reference: TargetLike) -> Target:
     if isinstance(reference, Target):
         return reference
     if isinstance(reference, os.PathLike):
-        return _final_of(open_run(reference), run)
+        reference = os.fspath(reference)
+        if not _is_file(reference):
+            return _final_of(open_run(reference), run)
     if isinstance(reference, str):
         if reference == "final":
             return _final(run)
         if reference.startswith(AT_STEP) and reference not in run.snapshots:
             return _at_step(run, reference)
+        if reference not in run.snapshots and _is_file(reference):
+            return _in_file(run, reference)
         if reference in run.snapshots or not _is_place(reference):
             return _snapshot(run, reference)
         return _final_of(open_run(reference), run)
@@ -69,19 +82,11 @@ def find_target(run: Run, reference: TargetLike) -> Target:
     if isinstance(reference, Run):
         return _final_of(reference, run)
     if isinstance(reference, Mapping):
-        names = [name for name in run.layout.names if name in reference]
-        arrays = {name: _as_array(reference[name]) for name in names}
-        flat = run.layout.flatten(arrays, run.spec.float_type)
-        return Target(
-            label="given",
-            note="arrays given by the caller",
-            identity=f"sha256 {sha256(flat.tobytes()).hexdigest()}",
-            read=flat.__getitem__,
-            values=flat,
-        )
+        return _given(run, reference, label="given", note="arrays given by the caller")
     raise TypeError(
         "`reference` must be 'final', the name of a snapshot, an epoch, 'step:4500', another "
-        f"run or a mapping from parameter name to array; got {type(reference).__name__}."
+        "run, a file, or a mapping from parameter name to array; got "
+        f"{type(reference).__name__}."
     )
 
 
@@ -97,8 +102,9 @@ def parameters_at(run: Run, reference: TargetLike = "final") -> dict[str, FloatA
         ``"final"`` for the last iterate; ``"step:4500"`` for the anchor of the window that
         starts at step 4500, unless a snapshot has this name; any other string for the
         snapshot of that name; an integer for the anchor at the start of that epoch; another
-        run, or the path or URL of its store, for its last iterate; or a mapping from parameter
-        name to array for the arrays themselves (unknown names are ignored).
+        run, or the path or URL of its store, for its last iterate; a mapping from parameter
+        name to array for the arrays themselves (unknown names are ignored); or the path of a file
+        with such a mapping, ``.npz`` of NumPy, or ``.pt`` or ``.pth`` of torch.
 
     Returns
     -------
@@ -150,6 +156,8 @@ def read_target(text: str, run: Run) -> TargetLike:
         return text
     if text.isdecimal():
         return int(text)
+    if _is_file(text):
+        return _in_file(run, text)
     return open_run(text) if _is_place(text) else text
 
 
@@ -159,6 +167,65 @@ def _is_place(text: str) -> bool:
         return is_remote(text) or (bool(text) and Path(text).is_dir())
     except (OSError, ValueError):  # The text cannot be a path.
         return False
+
+
+def _is_file(text: str) -> bool:
+    """Whether a target names a file of tensors."""
+    try:
+        return Path(text).suffix in FILES and Path(text).is_file()
+    except (OSError, ValueError):  # The text cannot be a path.
+        return False
+
+
+def _in_file(run: Run, path: str) -> Target:
+    """Return the tensors of a file as a target."""
+    found = _tensors_in(path)
+    # Checkpoints often hold the model next to the optimizer.
+    inner = [key for key in CONTAINERS if isinstance(found.get(key), Mapping)]
+    tensors = found[inner[0]] if inner else found
+    name = Path(path).name
+    try:
+        return _given(run, tensors, label=f"file {name}", note=f"the tensors in {name}")
+    except ValueError as error:
+        raise ValueError(
+            f"The tensors in {path} are no target for {run.location}: {error}\nThe file must hold "
+            "a tensor for every recorded parameter, by its name, such as "
+            "torch.save(model.state_dict(), path)."
+        ) from error
+
+
+def _tensors_in(path: str) -> Mapping[str, Any]:
+    """Read a mapping of arrays or tensors, without executing anything that a file holds."""
+    try:
+        if path.endswith(".npz"):
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        torch = import_module("torch")
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (BadZipFile, EOFError, RuntimeError, UnpicklingError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"{path} holds {type(found).__name__}, expected a mapping from parameter name to "
+            "tensor, such as model.state_dict()."
+        )
+    return found
+
+
+def _given(run: Run, arrays: Mapping[str, Any], *, label: str, note: str) -> Target:
+    names = [name for name in run.layout.names if name in arrays]
+    flat = run.layout.flatten(
+        {name: _as_array(arrays[name]) for name in names}, run.spec.float_type
+    )
+    return Target(
+        label=label,
+        note=note,
+        identity=f"sha256 {sha256(flat.tobytes()).hexdigest()}",
+        read=flat.__getitem__,
+        values=flat,
+    )
 
 
 # Other processes read targets. A partial of these functions can be pickled, because runs

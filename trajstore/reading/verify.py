@@ -43,6 +43,22 @@ Track = Callable[[Sequence[Place]], Iterable[Place]]
 
 ANCHORS: Final = ("references/codes", "references/scales", KEYFRAMES)
 
+SERVES: Final = {
+    "scalars": "logged values, learning rates and norms",
+    "tables": "norms of layers, and all results",
+    **dict.fromkeys(("signs", "scales"), "gamma, RSI and loLR"),
+    **dict.fromkeys(
+        ("displacement_probes", "probe_scales"), "distance, gamma, RSI and EB"
+    ),
+    "gradient_probes": "results that compare these steps with others, and standard errors",
+    **dict.fromkeys(("gradient", "displacement"), "all results"),
+    "samples": "losses of these batches at other points",
+    **dict.fromkeys(
+        ("epoch", "iteration", "window"), "nothing, if other arrays tell it"
+    ),
+}
+"""What the steps of an array are needed for, by its name."""
+
 NOT_FINITE: Final = (
     "holds numbers that are not finite: it is damaged, or the run had diverged"
 )
@@ -197,7 +213,9 @@ def _cost(run: Run, name: str, chunk: Part) -> str:
     rows = chunk[0]
     if run.stored.document.arrays[name].spec.dims[0] == STEP:
         numbers = as_ranges(range(rows.start, rows.stop))
-        return f"{name} of {'rows' if '/' in name else 'steps'} {numbers}"
+        serves = SERVES.get(name.rpartition("/")[2], "")
+        rows_of = f"{name} of {'rows' if '/' in name else 'steps'} {numbers}"
+        return f"{rows_of} ({serves})" if serves else rows_of
     if not name.startswith("references/"):
         return f"analyses with the target {name}"
     if name == "references/start":

@@ -8,7 +8,7 @@ from traceback import walk_stack
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.compiler import disable
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -208,8 +208,8 @@ class StepHooks:
             self._n_inner[i] += 1
             return None
         # The first of the positional arguments is the optimizer itself.
-        closure = kwargs.get("closure", next(iter(args[1:]), None))
-        if closure is None and _is_idle(optimizer):
+        has_closure = any(map(_is_closure, (*args[1:], *kwargs.values())))
+        if not has_closure and _is_idle(optimizer):
             self._started.discard(i)
             return None
         self._n_inner[i] = 0
@@ -220,11 +220,11 @@ class StepHooks:
         self._started.add(i)
         if not is_first:
             steps.begin_later(optimizer)
-            if closure is None:
+            if not has_closure:
                 return None
-            check = partial(steps.begin_later, optimizer)
-            evaluate = _around(closure, before=_nothing, after=check)
-        elif closure is None:
+            before = _nothing
+            after: Callable[[], None] = partial(steps.begin_later, optimizer)
+        elif not has_closure:
             may_be_scaled = hasattr(optimizer, "grad_scale") or self._has_several
             scaling = (
                 scaling_at_step(optimizer, self._optimizers) if may_be_scaled else None
@@ -233,12 +233,16 @@ class StepHooks:
             return None
         else:
             steps.begin_closure(optimizer)
-            evaluate = _around(
-                closure, before=steps.before_evaluation, after=steps.after_evaluation
-            )
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": evaluate}
-        return (args[0], evaluate, *args[2:]), kwargs
+            before, after = steps.before_evaluation, steps.after_evaluation
+
+        def evaluated(argument: Any) -> Any:
+            if not _is_closure(argument):
+                return argument
+            return _around(argument, before=before, after=after)
+
+        return (args[0], *map(evaluated, args[1:])), {
+            name: evaluated(argument) for name, argument in kwargs.items()
+        }
 
     def _after(self, i: int, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         if i not in self._started:
@@ -253,6 +257,12 @@ class StepHooks:
             self._stepped.clear()
             self.n_ended += 1
         self._steps.after(is_last)
+
+
+def _is_closure(argument: Any) -> bool:
+    """Whether an argument of `step` is a function that may make gradients, not the model."""
+    # Other optimizers' steps take a loss, a direction or the model, first or by name.
+    return callable(argument) and not isinstance(argument, nn.Module)
 
 
 def _around(

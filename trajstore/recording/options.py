@@ -122,6 +122,7 @@ class RecorderOptions:
                 "reference_every": self.reference_every,
                 "total_steps": self.total_steps,
                 "exact": self.exact,
+                "compressed": self.exact,
                 "samples": self.samples,
                 "float64": float64,
                 "scaled": is_wide and not float64,
@@ -157,7 +158,8 @@ class RecorderOptions:
         if given := [name for name, is_given in unsupported.items() if is_given]:
             raise NotImplementedError(
                 "Parameters that are divided among ranks cannot be recorded with "
-                f"{' or '.join(given)}; leave out these options."
+                f"{' or '.join(given)}; leave out these options. A failure of recording then "
+                "raises an error on all ranks, because none can go on alone."
             )
 
 

@@ -154,6 +154,7 @@ def as_recorded(
         displacement_sum=stored.displacement_sum,
         float64=stored.float64,
         scaled=stored.scaled,
+        compressed=stored.compressed,
     )
 
 

@@ -81,7 +81,8 @@ class Session:
         options: RecorderOptions,
     ) -> None:
         options.check_path(path)
-        reporters = as_reporters(options.report_to)
+        warn = warn_user if options.on_error == "warn" else None
+        reporters = as_reporters(options.report_to, warn=warn)
         # Do not keep the state to resume, which holds a vector as long as the parameters.
         self.options = replace(options, resume=bool(options.resume), report_to=())
         self.optimizers = as_optimizers(optimizer)

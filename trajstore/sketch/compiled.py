@@ -4,7 +4,7 @@ The results equal those of `trajstore.sketch.sketch.Sketch.decode` up to roundin
 loops when this module is first imported, which takes seconds, and keeps them on disk.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import numba
@@ -42,32 +42,40 @@ def _compiled(*signature: Any, **options: Any) -> Callable[[F], F]:
     return decorated
 
 
-def _emit_transform(_context: Any, _address: Any) -> Any:
-    """Apply the Hadamard transform, not normalised, to `_BLOCK` elements at an address."""
+def _butterflies_of(
+    builder: Any, rows: list[Any], strides: Sequence[int] = (1, 2, 4, 8)
+) -> None:
+    """Apply four levels of the Hadamard transform, not normalised, to 16 vectors in place."""
+    for stride in strides:
+        for i in range(_LANES):
+            if not i & stride:
+                a, b = rows[i], rows[i + stride]
+                rows[i], rows[i + stride] = builder.fadd(a, b), builder.fsub(a, b)
+
+
+def _places(builder: Any, start: Any, stride: Any) -> list[Any]:
+    """Return pointers to 16 vectors at addresses `stride` bytes apart."""
+    vector = ir.VectorType(ir.FloatType(), _LANES)
+    steps = [builder.mul(stride, ir.Constant(start.type, i)) for i in range(_LANES)]
+    addresses = [builder.add(start, step) for step in steps]
+    return [builder.inttoptr(a, vector.as_pointer()) for a in addresses]
+
+
+def _emit_columns(_context: Any, _address: Any, _stride: Any) -> Any:
+    """Apply four levels of the transform to the columns of 16 vectors, `stride` bytes apart."""
 
     def generate_code(
         context: Any, builder: Any, _signature: Any, arguments: Any
     ) -> Any:
-        vector = ir.VectorType(ir.FloatType(), _LANES)
-        [start] = arguments
-        places = [
-            builder.inttoptr(
-                builder.add(start, ir.Constant(start.type, 4 * _LANES * i)),
-                vector.as_pointer(),
-            )
-            for i in range(_LANES)
-        ]
+        places = _places(builder, *arguments)
         rows = [builder.load(place, align=4) for place in places]
-        for stride in (1, 2, 4, 8):
-            for i in range(_LANES):
-                if not i & stride:
-                    a, b = rows[i], rows[i + stride]
-                    rows[i], rows[i + stride] = builder.fadd(a, b), builder.fsub(a, b)
-        for i, place in enumerate(places):
-            builder.store(_within(builder, rows[i]), place, align=4)
+        # The order of the levels is that of `_butterflies`, and so are the rounding errors.
+        _butterflies_of(builder, rows, (2, 1, 8, 4))
+        for row, place in zip(rows, places, strict=True):
+            builder.store(row, place, align=4)
         return context.get_dummy_value()
 
-    return void(int64), generate_code
+    return void(int64, int64), generate_code
 
 
 def _within(builder: Any, row: Any) -> Any:
@@ -82,45 +90,93 @@ def _within(builder: Any, row: Any) -> Any:
     return row
 
 
-def _emit_spread(_context: Any, _byte: Any, _value: Any, _address: Any) -> Any:
-    """Write a value with the signs of eight bits, highest bit first: minus for 0."""
+def _signed(builder: Any, bits: Any, value: Any) -> Any:
+    """Return a value with the signs of 16 bits at an address, highest bit first: minus for 0."""
+    number = ir.IntType(32)
+    floats = ir.VectorType(ir.FloatType(), _LANES)
+    pair = ir.VectorType(ir.IntType(8), 2)
+    two = builder.load(builder.inttoptr(bits, pair.as_pointer()), align=1)
+    lanes = [i // 8 for i in range(_LANES)]
+    byte = builder.shuffle_vector(
+        two, two, ir.Constant(ir.VectorType(number, _LANES), lanes)
+    )
+    masks = ir.Constant(byte.type, [1 << (7 - i % 8) for i in range(_LANES)])
+    is_plus = builder.icmp_unsigned("==", builder.and_(byte, masks), masks)
+    zeros = ir.Constant(ir.VectorType(number, _LANES), [0] * _LANES)
+
+    def repeated(scalar: Any) -> Any:
+        undefined = ir.Constant(floats, ir.Undefined)
+        one = builder.insert_element(undefined, scalar, ir.Constant(number, 0))
+        return builder.shuffle_vector(one, undefined, zeros)
+
+    return builder.select(is_plus, repeated(value), repeated(builder.fneg(value)))
+
+
+def _rows_of(builder: Any, bits: Any, value: Any) -> list[Any]:
+    """Return 16 vectors of a value with the signs of 256 bits at an address."""
+    steps = [ir.Constant(bits.type, 2 * i) for i in range(_LANES)]
+    return [_signed(builder, builder.add(bits, step), value) for step in steps]
+
+
+def _emit_first(_context: Any, _bits: Any, _value: Any, _address: Any) -> Any:
+    """Write the transform of a value with the signs of `_BLOCK` bits."""
 
     def generate_code(
         context: Any, builder: Any, _signature: Any, arguments: Any
     ) -> Any:
-        byte, value, address = arguments
-        floats, bytes_ = (ir.VectorType(t, 8) for t in (ir.FloatType(), ir.IntType(8)))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8)
-
-        def repeated(scalar: Any, vector: Any) -> Any:
-            undefined = ir.Constant(vector, ir.Undefined)
-            one = builder.insert_element(
-                undefined, scalar, ir.Constant(ir.IntType(32), 0)
-            )
-            return builder.shuffle_vector(one, undefined, zeros)
-
-        masks = ir.Constant(bytes_, [1 << (7 - i) for i in range(8)])
-        chosen = builder.and_(repeated(byte, bytes_), masks)
-        is_plus = builder.icmp_unsigned("==", chosen, masks)
-        plus = repeated(value, floats)
-        minus = repeated(builder.fneg(value), floats)
-        place = builder.inttoptr(address, floats.as_pointer())
-        builder.store(builder.select(is_plus, plus, minus), place, align=4)
+        bits, value, start = arguments
+        rows = _rows_of(builder, bits, value)
+        _butterflies_of(builder, rows)
+        places = _places(builder, start, ir.Constant(start.type, 4 * _LANES))
+        for row, place in zip(rows, places, strict=True):
+            builder.store(_within(builder, row), place, align=4)
         return context.get_dummy_value()
 
-    return void(uint8, float32, int64), generate_code
+    return void(int64, float32, int64), generate_code
 
 
-_transform_block: Final = intrinsic(_emit_transform)
-_spread_byte: Final = intrinsic(_emit_spread)
+def _emit_second(_context: Any, _bits: Any, _value: Any, _address: Any) -> Any:
+    """Multiply `_BLOCK` elements by a value with the signs of bits, and transform them."""
+
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        bits, value, start = arguments
+        places = _places(builder, start, ir.Constant(start.type, 4 * _LANES))
+        factors = _rows_of(builder, bits, value)
+        rows = [
+            builder.fmul(builder.load(place, align=4), factor)
+            for place, factor in zip(places, factors, strict=True)
+        ]
+        _butterflies_of(builder, rows)
+        for row, place in zip(rows, places, strict=True):
+            builder.store(_within(builder, row), place, align=4)
+        return context.get_dummy_value()
+
+    return void(int64, float32, int64), generate_code
 
 
-@_compiled(inline="never")
-def _spread(code: Bytes, value: np.float32, out: Floats) -> None:
-    """Write a value with the signs of all bits."""
-    address = out.ctypes.data
-    for i in range(len(code)):
-        _spread_byte(code[i], value, address + 32 * i)
+def _emit_multiply(_context: Any, _bits: Any, _address: Any, _out: Any) -> Any:
+    """Write 16 elements at an address with the signs of bits."""
+
+    def generate_code(
+        context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        bits, start, out = arguments
+        vector = ir.VectorType(ir.FloatType(), _LANES)
+        signs = _signed(builder, bits, ir.Constant(ir.FloatType(), 1.0))
+        values = builder.load(builder.inttoptr(start, vector.as_pointer()), align=4)
+        place = builder.inttoptr(out, vector.as_pointer())
+        builder.store(builder.fmul(values, signs), place, align=4)
+        return context.get_dummy_value()
+
+    return void(int64, int64, int64), generate_code
+
+
+_transform_columns: Final = intrinsic(_emit_columns)
+_transform_signs: Final = intrinsic(_emit_first)
+_transform_signed: Final = intrinsic(_emit_second)
+_multiply: Final = intrinsic(_emit_multiply)
 
 
 @_compiled(inline="never")
@@ -146,17 +202,14 @@ def _last_butterflies(a: Floats, b: Floats) -> None:
 
 
 @_compiled(inline="never")
-def _multiply(a: Floats, b: Floats, scale: np.float32, out: Floats) -> None:
-    for i in range(len(out)):
-        out[i] = a[i] * b[i] * scale
-
-
-@_compiled(inline="never")
-def _hadamard(a: Floats) -> None:
-    """Apply the Hadamard transform, not normalised, in place."""
+def _across_blocks(a: Floats) -> None:
+    """Complete the Hadamard transform of elements whose blocks are transformed, in place."""
     n, s, address = len(a), _BLOCK, a.ctypes.data
-    for i in range(0, n, _BLOCK):
-        _transform_block(address + 4 * i)
+    while _LANES * s <= n:
+        for i in range(0, n, _LANES * s):
+            for j in range(i, i + s, _LANES):
+                _transform_columns(address + 4 * j, 4 * s)
+        s *= _LANES
     while 4 * s <= n:
         for i in range(0, n, 4 * s):
             first, third = a[i : i + s], a[i + 2 * s : i + 3 * s]
@@ -167,22 +220,29 @@ def _hadamard(a: Floats) -> None:
         _last_butterflies(a[:s], a[s:])
 
 
-@_compiled(void(_BYTES, float32, _BYTES, _FLOATS, _FLOATS, _FLOATS))
+@_compiled(void(_BYTES, float32, _BYTES, _FLOATS, _FLOATS))
 def decode_signs(
     code: Bytes,  # (number / 8,): the signs of the sketch
     scale: np.float32,
     rotation: Bytes,  # (number / 8,): random bits of the rotation
-    signs: Floats,  # (number,): overwritten
     numbers: Floats,  # (number,): overwritten
     out: Floats,  # (width,): receives the folded gradient
 ) -> None:
-    """Decode one sketch of one block; it has a power of two of numbers, at least 256."""
+    """Decode one sketch of one block; it has a power of two of numbers, at least 512."""
     n, half = len(numbers), len(numbers) // 2
     norm = np.float32(1 / np.sqrt(n))
-    _spread(code, scale * norm, numbers)
-    _hadamard(numbers)
-    _spread(rotation, np.float32(1), signs)
-    _multiply(numbers[:half], signs[half:], norm, numbers[:half])
-    _multiply(numbers[half:], signs[:half], norm, numbers[half:])
-    _hadamard(numbers)
-    _multiply(numbers, signs, np.float32(1), out)
+    signs, bits, address = code.ctypes.data, rotation.ctypes.data, numbers.ctypes.data
+    for i in range(0, n, _BLOCK):
+        _transform_signs(signs + i // 8, scale * norm, address + 4 * i)
+    _across_blocks(numbers)
+    # The signs of the second round are those of the first with their halves swapped.
+    for i in range(0, n, _BLOCK):
+        swapped = i + half if i < half else i - half
+        _transform_signed(bits + swapped // 8, norm, address + 4 * i)
+    _across_blocks(numbers)
+    whole = len(out) // _LANES * _LANES
+    for i in range(0, whole, _LANES):
+        _multiply(bits + i // 8, address + 4 * i, out.ctypes.data + 4 * i)
+    for i in range(whole, len(out)):
+        is_plus = rotation[i // 8] >> (7 - i % 8) & 1
+        out[i] = numbers[i] if is_plus else -numbers[i]

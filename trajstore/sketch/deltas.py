@@ -47,9 +47,17 @@ def n_codes(basis: int) -> int:
 
 def decode(codes: npt.NDArray[np.int8], scales: FloatArray) -> FloatArray:
     """Return the difference that the codes stand for, float32 (size,)."""
-    blocks = codes.reshape(-1, BLOCK).astype(np.float32)
+    out = np.empty(len(codes), np.float32)
+    _write_decoded(codes, scales, out)
+    return out
+
+
+def _write_decoded(
+    codes: npt.NDArray[np.int8], scales: FloatArray, out: FloatArray
+) -> None:
+    out[:] = codes
+    blocks = out.reshape(-1, BLOCK)
     blocks *= scales[:, None]
-    return blocks.reshape(-1)
 
 
 def move(
@@ -62,10 +70,11 @@ def move(
     """Add a coded difference to the previous anchor; write the sum to `out`, (size,)."""
     # The difference is written to `difference`, if given. The sum is rounded, so the anchors
     # do not tell the difference exactly.
+    buffer = np.empty(PIECE, np.float32) if difference is None else difference
     for start in range(0, len(out), PIECE):
         piece = slice(start, min(start + PIECE, len(out)))
         blocks = slice(piece.start // BLOCK, piece.stop // BLOCK)
-        decoded = decode(codes[piece], scales[blocks])
+        n = piece.stop - piece.start
+        decoded = buffer[:n] if difference is None else buffer[piece]
+        _write_decoded(codes[piece], scales[blocks], decoded)
         np.add(before[piece], decoded, out=out[piece])
-        if difference is not None:
-            difference[piece] = decoded

@@ -33,7 +33,7 @@ FloatArray = npt.NDArray[np.float32]
 COMPILED_FROM: Final = 1 << 27
 """Numbers to decode from which on compiled loops are worth their import."""
 
-SHORTEST_COMPILED: Final = 256
+SHORTEST_COMPILED: Final = 512
 """Smallest number of numbers in a sketch that compiled loops decode."""
 
 FOLD_VARIANCE: Final = 1.0
@@ -153,7 +153,7 @@ class Sketch:
         # Numba takes a third of a second to import. Modules of lazy_loader are not safe in threads.
         compiled = import_module("trajstore.sketch.compiled")
         row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
-        signs, numbers = np.empty((2, self.numbers), np.float32)
+        numbers = np.empty(self.numbers, np.float32)
         n_bytes, n_rows = self.numbers // 8, self.fold.n_rows
         for i, step in enumerate(steps):
             drawn = random_bytes(
@@ -164,7 +164,7 @@ class Sketch:
             )
             row_signs[i] = unpack_signs(drawn[n_bytes:])[:n_rows]
             compiled.decode_signs(
-                codes[i], scales[i, 0], drawn[:n_bytes], signs, numbers, buckets[i]
+                codes[i], scales[i, 0], drawn[:n_bytes], numbers, buckets[i]
             )
         return Decoded(buckets, row_signs)
 

@@ -181,14 +181,12 @@ class ChunkChecks(NamedTuple):
 
     def compare(self, whole: Part, values: Array) -> None:
         """Compare the values of whole chunks with their checks."""
-        grid = [
-            -(-n // c) for n, c in zip(self.array.shape, self.array.chunks, strict=True)
-        ]
-        for chunk in chunks_of(self.array, whole):
-            place = [
-                s.start // n for s, n in zip(chunk, self.array.chunks, strict=True)
-            ]
-            index = int(np.ravel_multi_index(place, grid))
+        # Properties of Zarr arrays are computed whenever they are read.
+        shape, chunks = self.array.shape, self.array.chunks
+        for chunk in _cut(whole, shape, chunks):
+            index = 0
+            for part, size, n in zip(chunk, shape, chunks, strict=True):
+                index = index * -(-size // n) + part.start // n
             try:
                 expected = [self.list[index], *self._alternatives(index)]
             except LostChecksError as error:
@@ -197,7 +195,8 @@ class ChunkChecks(NamedTuple):
                 )
                 self.lost[error.key] = ChunkError(error.key, text)
                 continue
-            if check_of(values[_within(chunk, whole)]) not in expected:
+            own = values if chunk == whole else values[_within(chunk, whole)]
+            if check_of(own) not in expected:
                 raise ChunkError(chunk_key(self.array, chunk), MISPLACED)
 
     def _alternatives(self, index: int) -> Sequence[int]:
@@ -250,15 +249,20 @@ def read_chunk(array: Any, part: Part, checks: ChunkChecks | None = None) -> Arr
 
 def chunks_of(array: Any, part: Part | None = None) -> Iterator[Part]:
     """Yield the slices of each chunk that overlaps a part (by default all) of an array."""
-    part = part or tuple(slice(0, n) for n in array.shape)
+    shape, chunks = array.shape, array.chunks
+    return _cut(part or tuple(slice(0, n) for n in shape), shape, chunks)
+
+
+def _cut(part: Part, shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[Part]:
+    """Yield the slices of each chunk that overlaps a part of an array of this shape."""
     indices = (
         range(s.start // n, -(-s.stop // n)) if s.stop > s.start else range(0)
-        for s, n in zip(part, array.chunks, strict=True)
+        for s, n in zip(part, chunks, strict=True)
     )
     for index in product(*indices):
         yield tuple(
             slice(i * n, min((i + 1) * n, size))
-            for i, n, size in zip(index, array.chunks, array.shape, strict=True)
+            for i, n, size in zip(index, chunks, shape, strict=True)
         )
 
 

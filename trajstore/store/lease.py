@@ -33,7 +33,7 @@ from trajstore.store.holder import (
     parse_holder,
     read_holder,
 )
-from trajstore.store.patience import OPENING_SECONDS, OUTAGE_SECONDS
+from trajstore.store.patience import OPENING_SECONDS, outage_seconds
 
 LEASE_SECONDS: Final = 600
 """Time without a renewal after which another writer may take over a lease."""
@@ -73,7 +73,7 @@ class Lease:
                 if age < LEASE_SECONDS:
                     raise StoreLockedError(refusal(self._location, holder, age))
             version = found.version
-        self._store.fence, self._store.patience = self.confirm, OUTAGE_SECONDS
+        self._store.fence, self._store.patience = self.confirm, outage_seconds()
 
     async def confirm(self) -> None:
         """Renew the lease; raise StoreLockedError if the store was deleted or taken over."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,7 +14,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 T = TypeVar("T")
 
 OUTAGE_SECONDS: Final = 600.0
-"""Longest outage of the storage that a recording waits for."""
+"""Longest outage of the storage that a recording waits for, unless `OUTAGE` says otherwise."""
+
+OUTAGE: Final = "TRAJSTORE_OUTAGE_SECONDS"
+"""Environment variable with another number of seconds; 0 does not wait."""
 
 OPENING_SECONDS: Final = 60.0
 """Longest outage that opening and releasing a store wait for."""
@@ -63,6 +68,21 @@ LOGGER: Final = logging.getLogger("trajstore")
 
 class StorageError(OSError):
     """A request that object storage refused or did not answer."""
+
+
+def outage_seconds() -> float:
+    """Return the longest outage that a recording waits for."""
+    text = os.environ.get(OUTAGE, "")
+    try:
+        seconds = float(text) if text else OUTAGE_SECONDS
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise ValueError(
+            f"The environment variable {OUTAGE} must be a number of seconds, 0 or more, got "
+            f"{text!r}."
+        )
+    return seconds
 
 
 async def patiently(request: Callable[[], Awaitable[T]], *, seconds: float) -> T:

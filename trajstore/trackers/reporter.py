@@ -1,7 +1,7 @@
 """Choose where values go, and how often."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Final
 
@@ -55,17 +55,25 @@ ReportTo = str | Sink | Reporter | Iterable[str | Sink | Reporter]
 """One destination or several."""
 
 
-def as_reporters(report_to: ReportTo) -> list[Reporter]:
+def as_reporters(
+    report_to: ReportTo, *, warn: Callable[[str], None] | None = None
+) -> list[Reporter]:
     """Return destinations as reporters, with open sinks instead of addresses."""
+    # With `warn`, a tracker whose package is missing is left out after a warning.
     if isinstance(report_to, (str, Reporter, Sink)):
         report_to = [report_to]
-    reporters = [
-        each if isinstance(each, Reporter) else Reporter(to=each) for each in report_to
-    ]
-    return [
-        Reporter(to=_as_sink(each.to), every=each.every, layers=each.layers)
-        for each in reporters
-    ]
+    reporters = []
+    for each in report_to:
+        given = each if isinstance(each, Reporter) else Reporter(to=each)
+        try:
+            sink = _as_sink(given.to)
+        except ModuleNotFoundError as error:
+            if warn is None:
+                raise
+            warn(f"Nothing is sent to {given.to!r}: {error}")
+        else:
+            reporters.append(replace(given, to=sink))
+    return reporters
 
 
 def _as_sink(to: str | Sink) -> Sink:

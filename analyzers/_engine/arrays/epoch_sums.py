@@ -36,12 +36,21 @@ SUMS: Final = ("n", "sum", "own", "shared", "n_shared", "together")
 COUNTS: Final = {
     "n_steps": "number of averaged steps",
     "n_missing": "number of steps without a value",
-    "n_imprecise": "number of steps whose distance is imprecise",
+    "n_imprecise": "number of steps whose distance or mean gamma is imprecise",
 }
 """Descriptions of the counts of steps in an epoch, by name."""
 
+IMPRECISE_COUNT: Final = list(COUNTS).index("n_imprecise")
+
 MEANS: Final = ("", "_stderr", "_min", "_max")
 """Suffixes of the results for each quantity."""
+
+
+COSINES: Final = ("gamma", EXCESS)
+"""Quantities of which a standard error above `MAX_ERROR` leaves nothing."""
+
+MAX_ERROR: Final = 1.0
+"""Largest standard error of a mean cosine that is known."""
 
 
 class Averaged(NamedTuple):
@@ -148,6 +157,7 @@ def means(
     # `total` has the layout of `partial_sums`, and `is_whole`, (epoch,), selects the
     # covariances; `analyzers.epoch_means` states the formulas.
     found = []
+    counts = total[averaged.n_sums - len(COUNTS) : averaged.n_sums].copy()
     is_whole = is_whole.reshape(-1, *[1] * (total.ndim - 2))
     n_quantities, n_sums = len(averaged.quantities), averaged.n_sums
     for q in range(n_quantities):
@@ -160,9 +170,15 @@ def means(
             exact = np.maximum(together, 0) / squared
             stderr = np.sqrt(np.where(is_whole, exact, apart))
             mean = total_value / n
+            if averaged.quantities[q] in COSINES:
+                is_unknown = stderr > MAX_ERROR
+                mean = np.where(is_unknown, np.nan, mean)
+                counts[IMPRECISE_COUNT] = np.where(
+                    is_unknown, counts[0], counts[IMPRECISE_COUNT]
+                )
         lowest, highest = total[n_sums + q], total[n_sums + n_quantities + q]
         found += [mean, stderr, lowest, highest]
-    return np.stack([*found, *total[n_sums - len(COUNTS) : n_sums]])
+    return np.stack([*found, *counts])
 
 
 def by_name(averaged: Averaged, results: Any) -> Mapping[str, Any]:

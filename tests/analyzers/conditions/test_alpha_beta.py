@@ -295,3 +295,41 @@ def test_arguments_out_of_range_are_refused(known: KnownRun):
         analyzers.feasible_set([])
     with pytest.raises(ValueError, match=r"must be one-dimensional, got .*\(1, 2\)"):
         analyzers.margin(compared, [[1, 2]], 0.5)
+
+
+def hand_made(*steps: tuple[float, float, float]) -> xr.Dataset:
+    """Return a result of `analyzers.alpha_beta` with given products, losses and losses at x*."""
+    product, loss, reference_loss = np.array(steps).T
+    variables = {
+        "product": ("step", product),
+        "product_stderr": ("step", 0.1 * abs(product)),
+        "loss": ("step", loss),
+        "reference_loss": ("step", reference_loss),
+    }
+    attrs = {"optimal_loss": 0.0, "run": "a.zarr", "reference": "final"}
+    return xr.Dataset(variables, {"step": np.arange(len(steps))}, attrs)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        # At beta = 0, T = a - alpha (l - r): the smallest quotient bounds alpha.
+        ([(2.0, 1.5, 0.5), (6.0, 2.5, 0.5)], 2.0),
+        ([(2.0, 0.5, 0.5), (6.0, 0.4, 0.5)], np.inf),
+        ([(-1.0, 1.5, 0.5)], np.nan),
+        # T = -1 + alpha + beta holds from alpha = 1 on.
+        ([(-1.0, 1.0, 2.0), (2.0, 2.0, 1.0)], 2.0),
+    ],
+    ids=["bounded", "unbounded", "never", "an interval"],
+)
+def test_the_largest_alpha_at_beta_0(
+    steps: list[tuple[float, float, float]], expected: float
+):
+    pairs = analyzers.feasible_set(hand_made(*steps))
+    np.testing.assert_allclose(pairs["largest_alpha"], expected)
+    if np.isfinite(expected):
+        at = analyzers.smallest_beta(pairs, [expected * 0.999, expected * 1.001])
+        assert at[0] == 0
+        assert at[1] > 0
+        fewer = analyzers.feasible_set(hand_made(*steps), n_stderr=-1)
+        assert fewer["largest_alpha"] < expected

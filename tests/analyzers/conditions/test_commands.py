@@ -23,6 +23,7 @@ pytest.importorskip("sklearn")
 from train.protocols.record import record
 from train.protocols.replay import replay
 from train.workloads.catalogue import WORKLOADS
+from trajstore import Recorder
 from trajstore.reading.results import replay_group, write_results
 from trajstore.reading.target import find_target
 
@@ -85,7 +86,10 @@ def test_pairs_of_several_runs(stores: list[Path], traj_analyze: Command):
     for n, row in zip((-1, 0, 1), rows(output, "products", 3), strict=True):
         shifted = analyzers.feasible_set(found, n_stderr=n)
         best = [float(shifted[name]) for name in ("best_alpha", "best_beta")]
-        np.testing.assert_allclose([float(c) for c in row[-2:]], best, rtol=1e-3)
+        if not np.isnan(pairs["largest_alpha"]):
+            best.append(float(shifted["largest_alpha"]))
+        found_row = [float(cell) for cell in row[-len(best) :]]
+        np.testing.assert_allclose(found_row, best, rtol=1e-3)
     figure = stores[0].with_suffix(".figures") / "alpha-beta-final.png"
     assert figure.stat().st_size > 10_000
 
@@ -201,12 +205,52 @@ def test_one_loss_at_the_target_serves_runs_that_use_all_data(
     stores: list[Path], refused: Command
 ):
     told = refused("alpha-beta", stores[0], "--reference-loss", "0.1")
-    assert "does not say that its steps use all data" in told
+    assert (
+        "does not say that its steps use all data. If they do, give --full-batch"
+        in told
+    )
     attrs = {"full_batch": True}
     run = SimpleNamespace(attrs=attrs, location="a.zarr", n_steps=3)
     losses = commands._reference_losses(run, 0.25)  # type: ignore[arg-type]
     np.testing.assert_array_equal(losses, [0.25] * 3)
     assert commands._reference_losses(run, None) is None  # type: ignore[arg-type]
+    unsaid = SimpleNamespace(attrs={}, location="a.zarr", n_steps=3)
+    losses = commands._reference_losses(unsaid, 0.25, full_batch=True)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(losses, [0.25] * 3)
+
+
+def test_full_batches_may_be_declared_after_recording(
+    tmp_path: Path, traj_analyze: Command
+):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    inputs = torch.randn(40, 4)
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    path = tmp_path / "run.zarr"
+
+    def loss_of() -> Any:
+        return (model(inputs) - inputs[:, :1] - inputs[:, 1:2]).square().mean()
+
+    with Recorder(path, model, optimizer, total_steps=30, exact=True) as recorder:
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = loss_of()
+            loss.backward()
+            recorder.log(loss=loss)
+            optimizer.step()
+    last = ("--full-batch", "--reference-loss", repr(loss_of().item()))
+    printed = " ".join(traj_analyze("alpha-beta", path, *last).split())
+    assert "is feasible: report the largest alpha at beta = 0" in printed
+    # Least squares is convex: the condition holds with alpha = 1 and beta = 0.
+    largest = float(stored(path, "feasible-final")["largest_alpha"])
+    assert largest > 1
+    assert f"as estimated 0.1 0 {largest:.4g}" in printed
+    assert "minibatches" not in traj_analyze("polyak-lojasiewicz", path, *last)
+    assert "minibatches" not in traj_analyze("aiming", path, "--full-batch")
+    assert "--full-batch" in traj_analyze("aiming", path)
+    said = stored(path, "aiming-final").attrs["gradient"]
+    assert said == "minibatch"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Test ``analyzers.conditions.plots``: figures show the numbers of the result."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -94,4 +96,38 @@ def test_a_run_without_epochs_is_drawn_by_ranges_of_steps():
     ax = plots.polyak_lojasiewicz(bounds)
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), np.arange(0, n, 5) + 1.0)
     assert ax.get_xlabel() == "step"
+    plt.close("all")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_colours_show_most_values_of_a_sign(sign: int):
+    """One far value does not make all others pale, and a missing sign is no scale of 0."""
+    margins, boundaries = grid()
+    values = np.array([[1e-6, 2e-6], [3e-6, 4e-6], [5e-6, 0.4]])
+    margins["margin"] = (("alpha", "beta"), sign * values)
+    ax = plots.feasible_set(margins, pairs((1.0, 0.5)), boundaries)
+    norm: Any = ax.collections[0].norm
+    assert 3e-6 < sign * (norm.vmax if sign > 0 else norm.vmin) < 0.1
+    assert norm.vmin == -norm.vmax
+    plt.close("all")
+
+
+def test_the_largest_alpha_at_beta_0_is_marked():
+    margins, boundaries = grid()
+    feasible = pairs((0.1, 0.0)).assign(largest_alpha=1.25)
+    ax = plots.feasible_set(margins, feasible, boundaries)
+    np.testing.assert_array_equal(ax.lines[-1].get_xydata(), [[1.25, 0.0]])
+    plt.close("all")
+
+
+def test_the_legend_of_mu_covers_no_curve():
+    mu = (("step", "delta"), np.ones((4, 5)))
+    coordinates = {"epoch": ("step", range(4)), "delta": np.linspace(1, 2, 5)}
+    ax = plots.polyak_lojasiewicz(
+        xr.Dataset({"mu": mu}, coordinates, {"gradient": "g"})
+    )
+    ax.figure.canvas.draw()
+    drawn: Any = ax.get_legend()
+    legend, axes = (x.get_window_extent() for x in (drawn, ax))
+    assert not legend.overlaps(axes)
     plt.close("all")

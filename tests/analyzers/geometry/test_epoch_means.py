@@ -289,3 +289,65 @@ def test_means_of_a_run_are_those_of_its_groups(example_run: Path, layers: bool)
     assert (means.gamma_stderr > 0).all()
     if not layers:
         assert (means.gamma_stderr < independent)[1:].all()
+
+
+@pytest.mark.parametrize("layers", [False, True], ids=["whole", "layers"])
+def test_a_mean_gamma_whose_error_is_above_1_is_unknown(layers: bool):
+    """As in a layer whose gradient is rounding: its steps are estimates of +-400."""
+    geometry = synthetic(layers=layers)
+    noise = geometry["gamma_stderr"].values
+    noise[4] = 400.0
+    means = analyzers.epoch_means(geometry)
+    first = means.isel(layer=0) if layers else means
+    assert np.isnan(first.gamma.sel(epoch=2)).item()
+    assert first.gamma_stderr.sel(epoch=2) > 50
+    assert np.isfinite(first.gamma.sel(epoch=[0, 5])).all()
+    assert first.n_imprecise.sel(epoch=2) == first.n_steps.sel(epoch=2) == 4
+    assert first.n_imprecise.sel(epoch=0) == 0
+    # The other quantities are no cosines; their errors say what they are worth.
+    assert np.isfinite(first.rsi.sel(epoch=2)).item()
+    middle = analyzers.mid_run(first.sel(epoch=[2]))
+    assert np.isnan(middle.gamma)
+
+
+def regular(n_epochs: int = 4, length: int = 2) -> xr.Dataset:
+    """Return a whole run with epochs of the same length."""
+    n = n_epochs * length
+    return (
+        synthetic()
+        .isel(step=slice(n))
+        .assign_coords(
+            step=np.arange(n),
+            epoch=("step", np.repeat(np.arange(n_epochs), length)),
+            iteration=("step", np.tile(np.arange(length), n_epochs)),
+        )
+    )
+
+
+@pytest.mark.parametrize("kept", [[1], [1, 3], [0, 3]])
+def test_selected_epochs_keep_their_errors(kept: list[int]):
+    whole = regular().assign_attrs(n_steps=8, epoch_steps=2)
+    means = analyzers.epoch_means(whole).sel(epoch=kept)
+    selected = whole.isel(step=np.isin(whole["epoch"], kept))
+    xr.testing.assert_identical(analyzers.epoch_means(selected), means)
+    # Without the length of epochs nothing says that the first one is whole, unless both ends
+    # of it are seen.
+    cut = analyzers.epoch_means(whole.isel(step=[3, 4, 5]))
+    assert cut.gamma_stderr[0] != analyzers.epoch_means(whole).gamma_stderr[1]
+    assert cut.gamma_stderr[1] == analyzers.epoch_means(whole).gamma_stderr[2]
+
+
+def test_the_last_epoch_keeps_its_error_however_short():
+    whole = regular().isel(step=slice(7)).assign_attrs(n_steps=7)
+    last = analyzers.epoch_means(whole.isel(step=slice(6, None)))
+    expected = analyzers.epoch_means(whole).sel(epoch=[3])
+    xr.testing.assert_identical(last, expected)
+
+
+def test_results_know_the_length_of_their_epochs(example_run: Path):
+    geometry = analyzers.path_geometry(example_run)
+    lengths = np.bincount(geometry["epoch"].values)
+    assert geometry.attrs["epoch_steps"] == lengths[0] == lengths[-1]
+    one = geometry.sel(epoch=[2])
+    alone, means = analyzers.epoch_means(one), analyzers.epoch_means(geometry)
+    xr.testing.assert_allclose(alone.compute(), means.sel(epoch=[2]).compute(), rtol=0)

@@ -1,5 +1,7 @@
 """Test ``analyzers.mid_run``."""
 
+from pathlib import Path
+
 import dask
 import numpy as np
 import pytest
@@ -98,3 +100,27 @@ def test_runs_without_epochs_have_no_middle_next_to_others():
         n_steps=(("run", "epoch"), [[10]] * 2)
     )
     np.testing.assert_equal(analyzers.mid_run(alone).gamma.values, [9.0, 9.0])
+
+
+def test_after_a_target_inside_the_run_no_epoch_counts():
+    values = [9.0, 1.0, 2.0, 9.0, -5.0, -6.0, -7.0, -8.0]
+    inside = means(values).assign_attrs(reference_epoch=4, reference_step=8)
+    assert analyzers.mid_run(inside).gamma == 1.5
+    ranges = inside.rename(epoch="step").assign_coords(step=2 * np.arange(8))
+    ranges = ranges.assign_coords(last_step=("step", 2 * np.arange(8) + 1))
+    assert analyzers.mid_run(ranges).gamma == 1.5
+    # Of a selection behind the target, the middle half is summarised as ever.
+    behind = inside.isel(epoch=slice(4, None))
+    assert analyzers.mid_run(behind).gamma == -6.5
+
+
+def test_results_know_a_target_inside_the_run(example_run: Path):
+    inside = analyzers.path_geometry(example_run, reference=4)
+    assert inside.attrs["reference_epoch"] == 4
+    assert inside.attrs["reference_step"] == int((inside["epoch"] < 4).sum())
+    found = analyzers.mid_run(analyzers.epoch_means(inside)).compute()
+    expected = analyzers.epoch_means(inside).compute().gamma[1:3].mean()
+    np.testing.assert_allclose(found.gamma, expected)
+    for reference in ("final", 0):
+        geometry = analyzers.path_geometry(example_run, reference=reference)
+        assert "reference_epoch" not in geometry.attrs

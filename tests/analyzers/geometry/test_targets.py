@@ -193,7 +193,11 @@ def test_result_names_its_target(
     [
         ("warm", KeyError, r"No snapshot 'warm' in .*it has \['middle'\]"),
         (7, KeyError, r"start of epoch 7 .*start with one: 0-4"),
-        (True, TypeError, "an epoch, 'step:4500', another run or a mapping.*got bool"),
+        (
+            True,
+            TypeError,
+            "an epoch, 'step:4500', another run, a file, or a mapping.*got bool",
+        ),
         ({}, ValueError, r"4 of 4 differ:\n0.weight: missing"),
     ],
     ids=["no such snapshot", "no such epoch", "bool", "empty mapping"],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import analyzers
+import trajstore
 from analyzers.trackers.command import log as command
 from tests.analyzers.trackers.kept import KeepingSink
 from trajstore.reading.run import Run, open_run
@@ -87,6 +88,30 @@ def test_geometry_figures_and_pages_are_sent(run: Run, tmp_path: Path):
             expected = float(means[name][i])
             if np.isfinite(expected):
                 assert values[f"geometry_final/{name}"] == pytest.approx(expected)
+
+
+def test_a_run_without_epochs_sends_ranges_of_steps(
+    tmp_path: Path,
+):
+    torch = pytest.importorskip("torch")
+    weight = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(weight.parameters(), lr=0.1)
+    path = tmp_path / "run.zarr"
+    with trajstore.Recorder(path, weight, optimizer, total_steps=60) as recorder:
+        for k in range(60):
+            optimizer.zero_grad()
+            weight(torch.ones(1, 3) * (k % 3)).square().sum().backward()
+            recorder.log(loss=0.0)
+            optimizer.step()
+    geometry = analyzers.store_geometry(path)
+    sink = KeepingSink()
+    analyzers.log(path, to=sink, every=1000)
+    found = {s: v for s, v in sink.received if "geometry_final/distance" in v}
+    means = analyzers.range_means(geometry).compute()
+    assert list(found) == means["last_step"].values.tolist() == list(range(2, 60, 3))
+    for i, values in enumerate(found.values()):
+        distance = values["geometry_final/distance"]
+        assert distance == pytest.approx(float(means["distance"][i]))
 
 
 def test_a_sink_that_fails_is_closed(run: Run):

@@ -333,3 +333,29 @@ def test_sizes_are_parsed(text: str, expected: float):
 def test_other_text_is_not_a_size(text: str):
     with pytest.raises(ValueError, match=rf"such as 800MB or 5GB, got {text!r}"):
         parse_size(text)
+
+
+def test_an_exact_recording_is_planned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    command = "traj-store plan --params 197 --tensors 4 --steps 400 --exact"
+    printed = run(command, monkeypatch, capsys)
+    assert max(map(len, printed.splitlines())) <= 80
+    assert re.search(r"gradients, displacements +1\.6 kB", printed)
+    assert re.search(r"error of a step +none but rounding", printed)
+    assert printed.splitlines()[-1] == "exact=True, total_steps=400"
+    for name in ("signs", "probes", "extrapolated"):
+        assert name not in printed
+
+
+@pytest.mark.parametrize("target", ["--stderr 1e-3", "--disk 1GB"])
+def test_an_exact_recording_has_one_size(
+    target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    command = f"traj-store plan --params 197 --steps 400 --exact {target}"
+    monkeypatch.setattr("sys.argv", shlex.split(command))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert "An exact recording has one size" in " ".join(
+        capsys.readouterr().err.split()
+    )

@@ -15,7 +15,7 @@ FIELDS = [field.name for field in fields(RunSpec)]
 OPTIONAL = (
     *("samples", "sketch_version", "bits_per_number"),
     *("window_folds", "displacement_sum", "energies", "float64", "scaled"),
-    *("shared_epochs", "window_steps"),
+    *("shared_epochs", "window_steps", "compressed"),
 )
 
 VALID: dict[str, object] = {
@@ -39,6 +39,7 @@ VALID: dict[str, object] = {
     "scaled": True,
     "shared_epochs": 1,
     "window_steps": None,
+    "compressed": False,
 }
 
 INVALID: dict[str, list[object]] = {
@@ -62,6 +63,7 @@ INVALID: dict[str, list[object]] = {
     "scaled": [0, 1, "true", None],
     "shared_epochs": [0, 501, 1.0, True, None],
     "window_steps": [0, -1, 1.5, False],
+    "compressed": [0, 1, "true", None],
 }
 
 VALID_LIMITS: dict[str, list[object]] = {
@@ -131,6 +133,14 @@ def test_products_in_float64_need_no_powers_of_two():
     without_sums = {"energies": False, "window_folds": 0, "displacement_sum": False}
     (problem,) = validate_spec(VALID | {"float64": True} | without_sums)
     assert problem.startswith("scaled: expected false")
+
+
+def test_only_exact_recordings_have_compressed_rows():
+    compressed = VALID | {"compressed": True}
+    assert validate_spec(compressed) == [
+        "compressed: expected false for a run that is not exact"
+    ]
+    assert validate_spec(compressed | {"exact": True}) == []
 
 
 def test_epochs_share_only_windows_that_were_not_chosen():

@@ -1,6 +1,7 @@
 """Recording never ends a training run that would have continued without it."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,70 @@ def test_lightning_may_begin_again(tmp_path: Path):
     )
     assert open_run(tmp_path / "run.zarr").n_steps == 5
     assert open_run(tmp_path / "run-2.zarr").n_steps == EPOCHS * N_BATCHES
+
+
+def test_accelerate_may_begin_again(tmp_path: Path):
+    """The second attempt is trained, and not recorded, because the store exists."""
+    accelerate = pytest.importorskip("accelerate")
+
+    def fit(path: Path | None) -> Any:
+        ends: list[Any] = []
+
+        def attempt(batch_size: int) -> None:
+            ends.append(flat(train(path).parameters()))
+            if batch_size == 4:
+                raise RuntimeError("CUDA out of memory. By the test")
+
+        accelerate.utils.find_executable_batch_size(attempt, starting_batch_size=4)()
+        return ends
+
+    with pytest.warns(UserWarning, match="exists already") as caught:
+        recorded = fit(tmp_path / "run.zarr")
+    assert len(caught) == 1
+    np.testing.assert_array_equal(recorded, fit(None))
+    assert open_run(tmp_path / "run.zarr").n_steps == EPOCHS * N_BATCHES
+
+
+class Thawed(test_lightning.Module):
+    """Trains its last layer only, until a callback thaws the first."""
+
+    def configure_optimizers(self) -> Any:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.SGD(trained, lr=0.1)
+
+
+class Thaw(lightning.callbacks.BaseFinetuning):  # type: ignore[misc, name-defined]
+    def freeze_before_training(self, module: Any) -> None:
+        self.freeze(module.net[0])
+
+    def finetune_function(self, module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(module.net[0], optimizer, lr=0.01)
+
+
+def test_training_is_resumed_after_layers_were_thawed(tmp_path: Path):
+    """The recording goes on with the tensors that it has recorded before."""
+
+    def fit(n_epochs: int, path: Path | None, checkpoint: Path | None) -> Any:
+        recording = [] if path is None else [LightningCallback(path, **SMALL)]
+        module = Thawed()
+        trainer = test_lightning.make_trainer(Thaw(), *recording, max_epochs=n_epochs)
+        trainer.fit(module, make_loader(), ckpt_path=checkpoint, weights_only=False)
+        trainer.save_checkpoint(tmp_path / f"{path is None}.ckpt")
+        return flat(module.parameters())
+
+    ends = []
+    for path in (None, tmp_path / "run.zarr"):
+        told = pytest.warns(UserWarning, match="2 tensors .* not recorded")
+        for n_epochs, checkpoint in ((2, None), (3, tmp_path / f"{path is None}.ckpt")):
+            with nullcontext() if path is None else told:
+                end = fit(n_epochs, path, checkpoint)
+        ends.append(end)
+    np.testing.assert_array_equal(ends[0], ends[1])
+    run = open_run(tmp_path / "run.zarr")
+    assert run.n_steps == EPOCHS * N_BATCHES
+    assert all("net.3" in name for name in run.layout.names)
+    assert np.isfinite(run.steps.grad_norm.values).all()
 
 
 def test_attempts_are_numbered_before_the_ending(tmp_path: Path):

@@ -304,7 +304,7 @@ def test_the_first_epochs_have_windows_of_their_own_where_short_epochs_share():
 
     # Windows that epochs share say less about each of them.
     ratios = [mean_error(n) / mean_error(n, reference_every=20) for n in (12, 40, 400)]
-    assert 1 < ratios[0] < 1.5 < ratios[1] < ratios[2]
+    assert 1 <= ratios[0] < 1.5 < ratios[1] < ratios[2]
 
 
 def test_small_networks_without_sums_of_gradients_have_independent_errors():

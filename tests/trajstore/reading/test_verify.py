@@ -84,8 +84,15 @@ def test_every_chunk_is_checked(whole: Path):
 
 
 CHUNKS = {
-    "rows": ("tables/c/0/0/0", "tables of steps 0-69"),
-    "epochs": ("epoch/c/0", "epoch of steps 0-69"),
+    "rows": (
+        "tables/c/0/0/0",
+        "tables of steps 0-69 (norms of layers, and all results)",
+    ),
+    "epochs": ("epoch/c/0", "epoch of steps 0-69 (nothing, if other arrays tell it)"),
+    "probes": (
+        "displacement_probes/c/0/0",
+        "displacement_probes of steps 0-69 (distance, gamma, RSI and EB)",
+    ),
     "starts": ("references/start/c/0", "nothing, if the array 'window' is intact"),
     "weights": ("references/weights/c/0/0", "references/weights of windows 0-69"),
     "codes": ("references/codes/c/40/0", "steps 40-64"),
@@ -311,6 +318,15 @@ def test_the_command_lists_problems_and_fails(
         "final/c/0 is missing; lost: analyses with the target final",
         f"2 problems in 90 chunks, 70 steps. {COMPARED}",
     ]
+
+
+def test_one_problem_is_no_plural(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    remove(path / "final/c/0")
+    with pytest.raises(SystemExit, match=r"^1$"):
+        verify(path, monkeypatch)
+    assert "\n1 problem in 90 chunks" in capsys.readouterr().out
 
 
 def test_the_command_fails_on_anything_but_a_store(

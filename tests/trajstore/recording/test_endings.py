@@ -153,7 +153,7 @@ steps(23)
     assert (run.n_steps, run.status, run.has_final) == (23, "complete", True)
 
 
-@pytest.mark.parametrize("how", ["data", "no_grad", "assign"])
+@pytest.mark.parametrize("how", ["data", "no_grad", "assign", "foreach"])
 def test_a_program_that_ends_without_a_step_is_told(
     how: str, warm_process: WarmProcess, tmp_path: Path
 ):
@@ -161,6 +161,7 @@ def test_a_program_that_ends_without_a_step_is_told(
         "data": "p.data.mul_(0.9)",
         "no_grad": "p.detach().mul_(0.9)",
         "assign": "p.data = 0.9 * p.data",
+        "foreach": "torch._foreach_mul_([p.data], 0.9)",
     }
     program = f"""
 recorder = Recorder(path, model, optimizer, **options)
@@ -170,6 +171,18 @@ for p in model.parameters():
     code, _, errors = warm_process.run(text(tmp_path / "run.zarr", program))
     assert code == 0
     assert "UserWarning: The parameters have changed, but the recorder saw no" in errors
+
+
+def test_a_program_that_takes_more_steps_than_planned_is_told(
+    warm_process: WarmProcess, tmp_path: Path
+):
+    program = """
+recorder = Recorder(path, model, optimizer, total_steps=20, **options)
+steps(23)
+"""
+    code, _, errors = warm_process.run(text(tmp_path / "run.zarr", program))
+    assert code == 0
+    assert "23 steps were recorded, but `total_steps` was 20" in errors
 
 
 def test_a_program_that_fails_says_so_in_the_store(

@@ -11,7 +11,7 @@ import pytest
 
 from trajstore.reading.run import open_run
 from trajstore.reading.verify import problems
-from trajstore.store import lease
+from trajstore.store import lease, patience
 
 pytest.importorskip("torch")
 pytest.importorskip("obstore")
@@ -20,15 +20,21 @@ from tests.faulty_proxy import FaultyProxy
 from tests.trajstore.recording.resumable import SMALL, SPE, Training
 from trajstore.recording.recorder import Recorder
 
-IN_CI, IN_THE_LONG_RUN = 2, 200
+IN_CI, IN_THE_LONG_RUN = 2, 20
+
+SEEDS = range(10)
+"""Seeds of the faults in the long run, each for `IN_THE_LONG_RUN` recordings."""
 
 STOP, SAVED, N_STEPS = 9, 6, 14
 
 
 @pytest.fixture
-def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+def proxy(
+    request: pytest.FixtureRequest, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FaultyProxy]:
     """A proxy before the emulated storage, which new stores use."""
-    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], rate=0.0, seed=1)
+    seed = getattr(request, "param", 1)
+    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], rate=0.0, seed=seed)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
     yield proxy
     proxy.close()
@@ -86,10 +92,10 @@ def arrays_of(location: str | Path) -> dict[str, Any]:
 
 
 def record_through(
-    proxy: FaultyProxy, bucket: str, undisturbed: dict[str, Any], n_runs: int
+    proxy: FaultyProxy, folder: str, undisturbed: dict[str, Any], n_runs: int
 ) -> None:
     for i in range(n_runs):
-        location = f"{bucket}/faulty-{n_runs}-{i}/run.zarr"
+        location = f"{folder}/{i}/run.zarr"
         proxy.rate = 0.02
         train_resumed(location)
         proxy.rate = 0.0
@@ -102,14 +108,21 @@ def record_through(
 def test_faults_of_the_network_end_no_recording(
     proxy: FaultyProxy, bucket: str, undisturbed: dict[str, Any]
 ):
-    record_through(proxy, bucket, undisturbed, IN_CI)
+    record_through(proxy, f"{bucket}/faulty", undisturbed, IN_CI)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("proxy", SEEDS, indirect=True)
 def test_many_faults_of_the_network_end_no_recording(
-    proxy: FaultyProxy, bucket: str, undisturbed: dict[str, Any]
+    proxy: FaultyProxy,
+    bucket: str,
+    undisturbed: dict[str, Any],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    record_through(proxy, bucket, undisturbed, IN_THE_LONG_RUN)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    folder = f"{bucket}/{request.node.name}"
+    record_through(proxy, folder, undisturbed, IN_THE_LONG_RUN)
     print(dict(proxy.counts))
 
 
@@ -134,7 +147,7 @@ def test_an_outage_is_waited_out(
 def test_a_lasting_outage_is_an_error(
     on_error: str, proxy: FaultyProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lease, "OUTAGE_SECONDS", 0.5)
+    monkeypatch.setenv("TRAJSTORE_OUTAGE_SECONDS", "0.5")
     monkeypatch.setattr(lease, "OPENING_SECONDS", 0.1)
     location, training = f"{bucket}/lasting-{on_error}/run.zarr", Training()
     recorder = record(location, training, on_error=on_error)

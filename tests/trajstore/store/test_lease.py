@@ -17,7 +17,12 @@ from trajstore.store import deletion, lease, lock, opening, writer
 from trajstore.store.fenced import FencedStore
 from trajstore.store.holder import StoreLockedError, let_go
 from trajstore.store.lease import CLOCK, LEASE_SECONDS
-from trajstore.store.patience import StorageError, is_passing, patiently
+from trajstore.store.patience import (
+    StorageError,
+    is_passing,
+    outage_seconds,
+    patiently,
+)
 from trajstore.store.writer import Writer
 
 obstore = pytest.importorskip("obstore")
@@ -302,3 +307,14 @@ def test_passing_errors_are_waited_for():
 )
 def test_refusals_are_not_repeated(error: Exception, expected: bool):
     assert is_passing(error) is expected
+
+
+def test_the_longest_outage_is_set_in_the_environment(monkeypatch: pytest.MonkeyPatch):
+    assert outage_seconds() == 600
+    for text, seconds in (("0", 0), ("45.5", 45.5), ("", 600)):
+        monkeypatch.setenv("TRAJSTORE_OUTAGE_SECONDS", text)
+        assert outage_seconds() == seconds
+    for text in ("-1", "inf", "nan", "soon"):
+        monkeypatch.setenv("TRAJSTORE_OUTAGE_SECONDS", text)
+        with pytest.raises(ValueError, match="0 or more, got " + repr(text)):
+            outage_seconds()

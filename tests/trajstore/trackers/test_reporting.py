@@ -149,7 +149,9 @@ def test_other_objects_are_refused(tmp_path: Path):
         Reporter(to="wandb", every=0)
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def no_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let imports of wandb fail, as in an environment without it."""
     real = builtins.__import__
 
     def without(name: str, *arguments: Any, **options: Any) -> Any:
@@ -161,8 +163,27 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(
         __import__("sys").modules, "trajstore.trackers.wandb", raising=False
     )
+
+
+@pytest.mark.usefixtures("no_wandb")
+def test_a_missing_package_is_named_with_its_extra(tmp_path: Path):
     with pytest.raises(ModuleNotFoundError, match=r'pip install "trajstore\[wandb\]"'):
         open_sink("wandb:project")
+    with pytest.raises(ModuleNotFoundError, match="not installed"):
+        train(tmp_path / "run.zarr", report_to="wandb:project")
+    assert not (tmp_path / "run.zarr").exists()
+
+
+@pytest.mark.usefixtures("no_wandb")
+def test_a_missing_package_ends_no_training_run_if_errors_only_warn(tmp_path: Path):
+    sink = ListSink()
+    to = ["wandb:project", Reporter(to=sink, every=1)]
+    with pytest.warns(
+        UserWarning, match=r"Nothing is sent to 'wandb:project'.*\n.*trajstore\[wandb\]"
+    ):
+        train(tmp_path / "run.zarr", report_to=to, on_error="warn")
+    assert len(sink.received) == 12
+    assert trajstore.open_run(tmp_path / "run.zarr").n_steps == 12
 
 
 def test_no_thread_and_no_import_without_trackers(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import optim
+from torch import nn, optim
 
 from tests.trajstore.recording.observed import Observed, iterate, loss_of, net
 from trajstore.reading.run import open_run
@@ -127,3 +127,59 @@ def test_a_gradient_that_is_not_known_is_warned_of(tmp_path: Path):
     with pytest.warns(UserWarning, match="gradient of step 0 is not known") as w:
         record(tmp_path / "run", lambda p: Ahead(p, lr=0.05), before=False, inside=True)
     assert [warning.filename for warning in w] == [__file__]
+
+
+class Given(optim.SGD):
+    """Steps that are given something else than a closure."""
+
+    def step(self, *given: Any, **others: Any) -> None:  # type: ignore[override]
+        for argument in (*given, *others.values()):
+            make = argument["make"] if isinstance(argument, dict) else argument
+            assert isinstance(make, float | torch.Tensor | nn.Module) or callable(make)
+            if isinstance(make, nn.Module):
+                assert next(make.parameters()) is self.param_groups[0]["params"][0]
+            elif callable(make):
+                make()
+        super().step()
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "a loss": {"given": [0.5]},
+    "a direction": {"given": [torch.ones(3)], "scale": 2.0},
+    "the model": {"given": ["model"]},
+    "options with a closure": {"given": [{"make": "closure"}]},
+    "a function by name": {"given": [0.5], "loss_fn": "closure"},
+    "the model and a function": {"given": ["model", "closure"]},
+}
+"""Arguments of a step, by position and by name; "model" and "closure" stand for these."""
+
+
+@pytest.mark.parametrize("case", GIVEN)
+def test_arguments_that_are_no_closures_reach_the_step(case: str, tmp_path: Path):
+    """As in other people's line searches, natural gradients and adaptive step sizes."""
+    model, seen = net(), Observed()
+    optimizer = Given(model.parameters(), lr=0.05)
+
+    def filled(argument: Any, closure: Any) -> Any:
+        if isinstance(argument, dict):
+            return {name: filled(value, closure) for name, value in argument.items()}
+        if isinstance(argument, str):
+            return {"model": model, "closure": closure}[argument]
+        return argument
+
+    with Recorder(tmp_path / "run", model, optimizer, exact=True):
+        for step in range(4):
+            optimizer.zero_grad()
+            loss_of(model, step).backward()
+            seen.before(model)
+            if "function" in case:
+                optimizer.zero_grad()
+
+            def closure(step: int = step) -> None:
+                model.zero_grad()
+                loss_of(model, step).backward()
+
+            named = dict(GIVEN[case])
+            given = [filled(argument, closure) for argument in named.pop("given")]
+            optimizer.step(*given, **filled(named, closure))
+    seen.agrees(open_run(tmp_path / "run"), model)
