@@ -152,9 +152,11 @@ class Placement:
         for tensor, total in zip(tensors, sums, strict=True):
             tensor.copy_(total.view(tensor.shape))
 
-    def start_reduction(self, *tensors: Tensor) -> Reduction:
+    def start_reduction(
+        self, *tensors: Tensor, large: Tensor | None = None
+    ) -> Reduction:
         """Begin to sum tensors over the ranks; `finish` replaces those of the first rank."""
-        return Reduction(tensors, self.group)
+        return Reduction(tensors, large, self.group)
 
     def all_agree(self, *, here: bool) -> bool:
         """Return whether a condition holds on all ranks."""

@@ -1,6 +1,5 @@
 """Sums over ranks that are computed while training continues."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,18 +15,17 @@ class Reduction:
     that operations of one group meet in the same order on all ranks, whoever waits for them when.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], group: Any) -> None:
-        # Takes copies: callers may overwrite the tensors until `finish`.
-        by_type: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-        for tensor in tensors:
-            by_type[tensor.dtype].append(tensor)
-        self._group, self._tensors = group, list(by_type.values())
-        self._sums = [
-            torch.cat([t.reshape(-1) for t in same]) for same in self._tensors
-        ]
+    def __init__(
+        self, tensors: Sequence[Tensor], large: Tensor | None, group: Any
+    ) -> None:
+        # Callers may overwrite the tensors until `finish`, but not the large one.
+        self._group, self._tensors = group, tensors
+        parts = [tensor.reshape(-1).double() for tensor in tensors]
+        self._sums = torch.cat(parts)
+        summed = [self._sums] if large is None else [large, self._sums]
         self._works = [
             dist.reduce(total, group_dst=0, group=group, async_op=True)
-            for total in self._sums
+            for total in summed
         ]
 
     def finish(self, *, waits: bool = True) -> None:
@@ -38,7 +36,6 @@ class Reduction:
             work.wait()
         if dist.get_rank(self._group) > 0:
             return
-        for same, total in zip(self._tensors, self._sums, strict=True):
-            parts = total.split([tensor.numel() for tensor in same])
-            for tensor, part in zip(same, parts, strict=True):
-                tensor.copy_(part.view(tensor.shape))
+        parts = self._sums.split([tensor.numel() for tensor in self._tensors])
+        for tensor, part in zip(self._tensors, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))

@@ -20,12 +20,14 @@ SHAPES = {"weight": (40, 50), "bias": (50,)}
 
 def test_sums_are_those_of_the_tensors_when_they_began():
     first, second = torch.arange(3.0), torch.ones(2, 2, dtype=torch.float64)
+    large = torch.arange(5.0)
     with one_rank() as group:
-        reduction = Reduction([first[1:], second, first[:1]], group)
+        reduction = Reduction([first[1:], second, first[:1]], large, group)
         first.fill_(torch.nan)
         second.fill_(torch.nan)
         reduction.finish()
     assert first.tolist() == [0, 1, 2]
+    assert large.tolist() == [0, 1, 2, 3, 4]
     assert second.tolist() == [[1, 1], [1, 1]]
 
 

@@ -28,11 +28,6 @@ from trajstore.tracking.local_tensors import LocalTensors
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
 from trajstore.tracking.reduction import Reduction
-from trajstore.tracking.unknown_values import (
-    forget_gradient,
-    forget_iterate,
-    forget_update,
-)
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -277,16 +272,18 @@ class CPUBackend:
         if len(folds) > 1:
             folds[0, -1] = folds[:, -1].sum(0)
             folds[1:, -1] = 0
-        sums = [*map(torch.from_numpy, (columns, updates, folds[0, -1]))]
-        is_sketched = self._folding.sketch is not None
-        sums += [row["probes"]] if is_sketched else []
-        reduction = self._placement.start_reduction(*sums)
+        arrays = arrays_of(row)
+        sketched = [arrays[name] for name in ("probes", "scales") if name in arrays]
+        sums = map(torch.from_numpy, (columns, updates, *sketched[:1]))
+        fold = torch.from_numpy(folds[0, -1]) if sketched else None
+        reduction = self._placement.start_reduction(*sums, large=fold)
         # Until the first rank has the sums, it does not know these values.
-        if is_sketched:
-            forget_gradient(row, self._spec)
-            forget_iterate(row, self._spec)
+        arrays["tables"][:, first : first + self._columns.n_before] = np.nan
+        for unknown in sketched:
+            unknown.fill(np.nan)
         if last is not None:
-            forget_update(last.row, self._spec)
+            after = slice(self._columns.after, self._columns.after + updates.shape[2])
+            arrays_of(last.row)["tables"][:, after] = np.nan
         self._unfinished = _Unfinished(reduction, wide, updates, row, last)
 
     def finish(self, *, waits: bool = True) -> None:
