@@ -22,7 +22,7 @@ def test_calls_run_in_the_calling_thread(loop: EventLoop):
 
 
 def test_a_call_takes_no_turn_of_the_loop(loop: EventLoop):
-    turns = []
+    turns: list[int] = []
 
     async def run() -> list[int]:
         asyncio.get_running_loop().call_soon(turns.append, 1)
