@@ -22,7 +22,8 @@ class Addresses:
     """Looks up addresses of tensors, one per layer, for kernels that read float32 numbers."""
 
     def __init__(self, layout: Layout, parameters: Sequence[Tensor | None]) -> None:
-        self._names, self._shapes = layout.names, [*layout.shapes]
+        # Tuples would take three times as long to compare with shapes of tensors.
+        self._names, self._shapes = layout.names, [torch.Size(s) for s in layout.shapes]
         self._sizes = layout.sizes.tolist()
         self._dtypes = [torch.float32] * len(layout.names)
         self.follow(parameters)
