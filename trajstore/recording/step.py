@@ -24,6 +24,7 @@ from trajstore.recording.loops.closures import ClosureSteps
 from trajstore.recording.loops.copies import StartCopies
 from trajstore.recording.loops.manual import Gradients, ManualSteps, unknown_gradient
 from trajstore.recording.loops.own_gradients import OwnGradients, changed_message
+from trajstore.recording.loops.still_blocks import STILL, StillBlocks
 from trajstore.recording.loops.watch import LoopWatch, refuse_capture
 from trajstore.recording.loops.windows import CHECK_EVERY, Windows, check_epochs
 from trajstore.recording.measurements import MeasurementRows
@@ -62,6 +63,7 @@ class StepRecorder:
         self._own = OwnGradients()
         tracker, start, at = session.tracker, self._measure_start, self._measure_copies
         self._manual = ManualSteps(tracker, session.spec, start, self._settle_last, at)
+        self._still = StillBlocks()
         self._closures = ClosureSteps(
             session.optimizers, lambda: tracker.parameters, start, at
         )
@@ -163,6 +165,8 @@ class StepRecorder:
     ) -> None:
         """Measure the gradients and parameters that a step of the user's begins with."""
         self._watch.track_named(parameters)
+        if parameters is None:
+            self._still.enter(self._watch.held.named())
         self._manual.begin(gradients, is_taken=self._gradient_is_taken)
 
     def end_manual(self, gradients: Gradients | None) -> None:
@@ -170,6 +174,8 @@ class StepRecorder:
         if not self._manual.end(gradients):
             step = self.position.step
             self._watch.warn_once("manual", unknown_gradient(step))
+        if self._still.leave(self._watch.held.named()):
+            self._watch.warn_once("still", STILL)
         self._note()
         self.end()
 

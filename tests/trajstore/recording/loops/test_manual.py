@@ -210,3 +210,44 @@ def test_a_step_whose_block_fails_is_no_row(tmp_path: Path):
                 for p in model.parameters():
                     p.data.mul_(0.9)
     assert_recorded(tmp_path / "run", seen, model)
+
+
+def still_blocks(how: str, recorder: Any, parameters: Any) -> None:
+    """Take steps in whose blocks no recorded tensor changes."""
+    for _ in range(6):
+        gradient = {"x": parameters["x"].clone()}
+        if how == "before":
+            parameters["x"].data -= 0.1 * gradient["x"]
+        with recorder.step(gradient):
+            if how == "rebound":
+                parameters = {"x": parameters["x"] - 0.1 * gradient["x"]}
+    recorder.close()
+
+
+@pytest.mark.parametrize("how", ["before", "rebound", "never"])
+def test_blocks_without_an_update_are_told_of(how: str, tmp_path: Path):
+    parameters = {"x": torch.ones(3)}
+    recorder = Recorder(tmp_path / "run", parameters, None, exact=True)
+    with pytest.warns(UserWarning, match="No parameter changed") as told:
+        still_blocks(how, recorder, parameters)
+    assert [w.filename for w in told] == [__file__]
+
+
+@pytest.mark.parametrize("how", ["data", "in-place", "exchange"])
+@pytest.mark.parametrize("first", [1, 2])
+def test_some_blocks_may_leave_the_parameters_as_they_are(
+    first: int, how: str, tmp_path: Path
+):
+    # pytest makes an error of the warning.
+    parameters = {"x": torch.ones(3)}
+    with Recorder(tmp_path / "run", parameters, None, exact=True) as recorder:
+        for step in range(8):
+            with recorder.step({"x": parameters["x"].clone()}):
+                if step != first:
+                    continue
+                if how == "data":
+                    parameters["x"].data -= 0.1
+                elif how == "in-place":
+                    parameters["x"] -= 0.1
+                else:
+                    parameters["x"] = parameters["x"] - 0.1
