@@ -206,7 +206,7 @@ class StepRecorder:
     def end(self) -> None:
         """End the step that the optimizers have taken; `complete` measures its update."""
         if self._own.is_open:
-            self._measure_own()
+            self._measure_copies(*self._own.end())
         row, entry, step = self._row, self._step_entry, self.position.step
         assert row is not None
         assert entry is not None
@@ -218,11 +218,6 @@ class StepRecorder:
         if self._session.options.journal:
             # A step must be in the journal when it returns.
             self._complete_early(is_written=True)
-
-    def _measure_own(self) -> None:
-        """Measure the gradients that several optimizers have stepped with."""
-        copies, gradients = self._own.end()
-        self._measure_copies(copies, gradients)
 
     def complete(self, *, is_known: bool = True) -> None:
         """Measure the update of the last step, if it is not measured yet, and queue the row.
@@ -368,8 +363,7 @@ class StepRecorder:
         if self._row is not None:
             # No step was taken with the gradient measured earlier for this row.
             session.tracker.forget_previous_gradient()
-        row = joined or self.measurements.free_row()
-        self._row = row
+        self._row = row = joined or self.measurements.free_row()
         last = None if joined is None or self._taken is None else self._taken[0]
         try:
             session.tracker.before_step(position.step, row, scaling, gradients, last)
@@ -394,7 +388,7 @@ class StepRecorder:
         # returns that row instead.
         session, position = self._session, self.position
         if self._own.is_open:
-            self._measure_own()
+            self._measure_copies(*self._own.end())
         if self._row is not None:
             self._end_failed()
         joined = None
