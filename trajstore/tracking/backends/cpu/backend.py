@@ -16,9 +16,9 @@ from trajstore.sketch.signs import Role
 from trajstore.tracking.backends.cpu import measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
 from trajstore.tracking.backends.cpu.arguments import Arguments
-from trajstore.tracking.backends.cpu.compiling import ANNOUNCER
+from trajstore.tracking.backends.cpu.compiling import compile_waiting, on_threads
 from trajstore.tracking.backends.cpu.folding import WORD, folding_of, no_folding
-from trajstore.tracking.backends.cpu.kernels import Kernels, kernel_columns, on_threads
+from trajstore.tracking.backends.cpu.kernels import Kernels, kernel_columns
 from trajstore.tracking.backends.cpu.ranges import START, bounds_of, ranges_of
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
@@ -43,8 +43,7 @@ CPU: Final = torch.device("cpu")
 
 NO_ENERGY: Final = np.zeros(0)
 
-# The imports above have compiled the kernels.
-ANNOUNCER.finish()
+compile_waiting()
 
 
 class _Unfinished(NamedTuple):

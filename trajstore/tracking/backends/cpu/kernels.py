@@ -1,11 +1,8 @@
 """The kernels of the backend for CPUs, with their arguments, sums and columns."""
 
 from collections.abc import Callable
-from functools import partial
-from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -13,13 +10,9 @@ from trajstore.format.run_spec import RunSpec
 from trajstore.tracking.backends.columns import measured_columns
 from trajstore.tracking.backends.cpu import measuring
 from trajstore.tracking.backends.cpu.arguments import Arguments
-from trajstore.tracking.backends.cpu.compiling import run_in_threads
 
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-
-NUMBA_LOCK: Final = Lock()
-"""Held while kernels run in Numba's threads; not all threading layers allow two callers."""
 
 
 class KernelColumns(NamedTuple):
@@ -63,20 +56,3 @@ def kernel_columns(spec: RunSpec) -> KernelColumns:
         updates=np.array([after.starts[name] for name in measuring.UPDATES]),
         grad_sq=grad_sq,
     )
-
-
-def on_threads(n_threads: int, kernel: Any) -> Callable[[int], None]:
-    """Return a function that runs a kernel on the only part, or on all parts in threads."""
-    if n_threads == 1:
-        return partial(kernel, 0)
-
-    def run(arguments: int) -> None:
-        with NUMBA_LOCK:
-            n_before = numba.get_num_threads()
-            numba.set_num_threads(min(n_threads, n_before))
-            try:
-                run_in_threads(kernel, n_threads, arguments)
-            finally:
-                numba.set_num_threads(n_before)
-
-    return run
