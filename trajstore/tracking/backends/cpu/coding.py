@@ -28,9 +28,6 @@ Levels = npt.NDArray[np.int32]
 LEAST_ENERGY: Final = 1e-33
 """Sums of up to 2^16 squares that are larger have not lost digits in float32."""
 
-FEW_LEVELS: Final = 256
-"""Number of levels of 8 bits, whose table is small."""
-
 DENSE: Final = np.float32(4)
 """Magnitude of numbers up to which every cell of the guide has at least four levels of 16 bits."""
 
@@ -258,14 +255,14 @@ def code_4_bits(
 
 
 @compiled_when_called(_FLOATS, _FLOATS, _LEVELS, _FLOATS, _FLOATS)
-def find_many_levels(
+def find_levels_of_8_bits(
     levels: Floats,
     guide: Floats,  # (cell,): see `trajstore.sketch.levels.guide`
     found: Levels,  # (number,): overwritten with the numbers of levels
     numbers: Floats,  # (number,)
     scales: Floats,  # (block,): overwritten
 ) -> None:
-    """Find the levels of numbers that have 8 or 16 bits each, as `trajstore.sketch.levels` does."""
+    """Find the levels of numbers that have 8 bits each, as `trajstore.sketch.levels` does."""
     block = len(numbers) // len(scales)
     for i in range(len(scales)):
         part = part_of(numbers, i * block, block)
@@ -273,12 +270,22 @@ def find_many_levels(
         energy, _ = _energy_and_magnitude(part)
         inverse = _inverse_deviation(energy, block)
         _find_levels_from_guide(part, inverse, guide, found_here)
-        if len(levels) > FEW_LEVELS:
-            product = _product_with_fine_levels(
-                part, inverse, guide, levels, found_here
-            )
-        else:
-            product = _product_with_levels(part, levels, found_here)
+        scales[i] = _scale(energy, _product_with_levels(part, levels, found_here))
+
+
+@compiled_when_called(_FLOATS, _FLOATS, _LEVELS, _FLOATS, _FLOATS)
+def find_levels_of_16_bits(
+    levels: Floats, guide: Floats, found: Levels, numbers: Floats, scales: Floats
+) -> None:
+    """Find the levels of numbers that have 16 bits each."""
+    block = len(numbers) // len(scales)
+    for i in range(len(scales)):
+        part = part_of(numbers, i * block, block)
+        found_here = part_of(found, i * block, block)
+        energy, _ = _energy_and_magnitude(part)
+        inverse = _inverse_deviation(energy, block)
+        _find_levels_from_guide(part, inverse, guide, found_here)
+        product = _product_with_fine_levels(part, inverse, guide, levels, found_here)
         scales[i] = _scale(energy, product)
 
 
@@ -292,5 +299,6 @@ def code_many_levels(
     scales: Floats,
 ) -> None:
     """Code numbers with 8 or 16 bits each, highest byte first."""
-    find_many_levels(levels, guide, found, numbers, scales)
+    find = find_levels_of_8_bits if bits == 8 else find_levels_of_16_bits
+    find(levels, guide, found, numbers, scales)
     code.view(f">u{bits // 8}")[:] = found
