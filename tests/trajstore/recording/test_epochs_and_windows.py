@@ -120,7 +120,12 @@ def test_only_large_anchors_make_training_wait(
     ) as recorder:
         background = recorder._session.background
         wait = background.wait
-        monkeypatch.setattr(background, "wait", lambda: (waits.append(1), wait()))
+
+        def counted() -> None:
+            waits.append(1)
+            wait()
+
+        monkeypatch.setattr(background, "wait", counted)
         for step in range(3):
             take_step(training, step)
         assert len(waits) == (0 if copied_bytes else 1)
