@@ -30,6 +30,9 @@ from trajstore.reading.run import open_run
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
+N_RANGES: Final = 20
+"""Number of ranges of steps whose means the tables of runs without epochs have."""
+
 PARTS: Final = {
     "gradients, displacements": ("gradient", "displacement"),
     "signs": ("signs", "scales"),
@@ -93,7 +96,8 @@ def plan(
     exact : bool, default: False
         Plan a recorder with exact=True, for small networks: whole gradients, and no errors.
     rate : {"constant", "linear", "cosine"}, default: "constant"
-        Course of the learning rate; linear and cosine decay to 0.
+        Course of the learning rate; linear and cosine decay to 0. For warmup, a stable rate and
+        a decay, choose constant. A cosine that ends above 0 lies between constant and cosine.
     optimizer : {"sgd", "momentum", "adaptive"}, optional
         Kind of optimizer: SGD without or with momentum, or another one. Means of epochs
         are most precise with SGD.
@@ -262,9 +266,9 @@ def _print(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> None:
     if plan.like is not None:
         source = "the errors of the recorded run."
     console.print(
-        f"\nErrors of gamma: typical (smallest to largest), extrapolated from {source} "
-        "Pass to Recorder:\n"
+        f"\nErrors of gamma: typical (smallest to largest), extrapolated from {source}"
     )
+    console.print("\nPass to Recorder:\n")
     console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -286,6 +290,11 @@ def _document(plan: Plan) -> dict[str, Any]:
             plan.stderr(mean_of=spec.steps_per_epoch)._asdict()
             if spec.steps_per_epoch
             else None
+        ),
+        "stderr_of_range": (
+            None
+            if spec.steps_per_epoch
+            else plan.stderr(mean_of=-(-plan.n_steps // N_RANGES))._asdict()
         ),
         "arguments": {
             **({"exact": True} if spec.exact else {}),
@@ -347,6 +356,11 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> dict[st
         facts["error of an epoch mean"] = _range(
             plan.stderr(mean_of=spec.steps_per_epoch)
         )
+    else:
+        n_range = -(-plan.n_steps // N_RANGES)
+        facts[f"error of a mean of {n_range:,} steps"] = (
+            f"{_range(plan.stderr(mean_of=n_range))}; a {N_RANGES}th of the run"
+        )
     ends = "first, last epoch" if spec.steps_per_epoch else "start, end of run"
     facts[ends] = (
         f"errors {END_ERROR_RATIOS[0]} to {END_ERROR_RATIOS[1]} times as large"
@@ -354,7 +368,7 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> dict[st
     if plan.rate != "constant":
         low, high = DECAYED_END_RATIOS
         facts["last fifth of run"] = (
-            f"epoch means {low} to {high} times as uncertain, because the rate decays to 0"
+            f"means {low} to {high} times as uncertain, because the rate decays to 0"
         )
     if not is_best and (longer := with_longer_windows(plan)) is not None:
         facts["smaller store"] = (
@@ -406,13 +420,14 @@ def _arguments(plan: Plan) -> str:
     basis = "" if spec.basis == BASIS else f"basis={spec.basis}, "
     probes = "" if spec.probes == PROBES else f"probes={spec.probes}, "
     float64 = "float64=True, " if spec.float64 else ""
+    epochs = f"steps_per_epoch={spec.steps_per_epoch}, " if spec.steps_per_epoch else ""
     windows = f"reference_every={plan.windows.length}, "
     # Without the option, the recorder chooses these windows.
-    if spec.shared_epochs > 1:
-        windows = f"steps_per_epoch={spec.steps_per_epoch}, "
-    elif spec.steps_per_epoch is None and spec.reference_every is None:
+    has_no_option = spec.steps_per_epoch is None and spec.reference_every is None
+    if spec.shared_epochs > 1 or has_no_option:
         windows = ""
-    return f"{sketch}{basis}{probes}{float64}{windows}total_steps={plan.n_steps}"
+    end = f"total_steps={plan.n_steps}"
+    return f"{sketch}{basis}{probes}{float64}{epochs}{windows}{end}"
 
 
 def _range(error: ErrorRange) -> str:

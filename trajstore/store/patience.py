@@ -87,7 +87,7 @@ def outage_seconds() -> float:
 
 async def patiently(request: Callable[[], Awaitable[T]], *, seconds: float) -> T:
     """Make a request; after errors of the network, repeat it for `seconds` seconds."""
-    give_up, pause = None, FIRST_PAUSE
+    give_up, pause, said = None, FIRST_PAUSE, ""
     while True:
         try:
             return await request()
@@ -98,12 +98,17 @@ async def patiently(request: Callable[[], Awaitable[T]], *, seconds: float) -> T
                 if text := explanation(error):
                     raise StorageError(text) from None
                 raise
-            LOGGER.warning(
-                "The storage does not answer (%s). Repeating the request for %.0f more "
-                "seconds.",
-                explanation(error) or _first_line(error),
-                give_up - now,
-            )
+            text = explanation(error) or _first_line(error)
+            if text == said:
+                LOGGER.warning("Still waiting, %.0f seconds more.", give_up - now)
+            else:
+                LOGGER.warning(
+                    "The storage does not answer (%s). Repeating the request for %.0f more "
+                    "seconds.",
+                    text,
+                    give_up - now,
+                )
+            said = text
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 

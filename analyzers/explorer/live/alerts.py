@@ -86,9 +86,11 @@ def _not_finite(columns: Mapping[str, Floats]) -> Alert | None:
     if not first:
         return None
     step = min(first.values())
-    which = " and ".join(label for label, k in first.items() if k == step)
-    verb = "are" if " and " in which else "is"
-    return Alert("non-finite", step, f"The {which} of step {step:,} {verb} not finite.")
+    *others, last = (f"the {label}" for label, k in first.items() if k == step)
+    which = f"{', '.join(others)} and {last}" if others else last
+    verb = "are" if others else "is"
+    text = f"{which} of step {step:,} {verb} not finite.".capitalize()
+    return Alert("non-finite", step, text)
 
 
 def _blow_up(loss: Floats, n_before: int) -> Alert | None:

@@ -294,5 +294,5 @@ def _absence(location: str) -> str:
         return f"{text} Its folder {folder} does not exist, either."
     others = [path.name for path in folder.iterdir() if is_run_directory(path)]
     if near := nearest(Path(location).name, others):
-        text += f" Stores in its folder{near}."
+        text += f" Its folder has other stores{near}."
     return text

@@ -237,9 +237,9 @@ def test_errors_without_signs_are_those_of_the_distance(
         # Sums of gradients no longer sharpen the distance.
         ratio = after[f"{name}_stderr"] / before[f"{name}_stderr"]
         assert ((ratio > 0.5) & (ratio < 100)).all()
-        assert (after[f"{name}_n_steps"] == 12).all()
         middle = analyzers.mid_run(analyzers.epoch_means(result))
         assert (middle[f"{name}_stderr"] > 0).all()
+    assert (after["distance_n_steps"] == 12).all()
     assert (after["gamma_n_steps"] == 0).all()
     assert (after["n_missing"] == 12).all()
     assert np.isnan(after[["gamma", "gamma_stderr"]].to_array()).all()

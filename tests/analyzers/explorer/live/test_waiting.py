@@ -60,7 +60,7 @@ def test_a_typing_error_is_noticed(
     shutil.copytree(example_run, tmp_path / "resnet.zarr")
     wrong = tmp_path / "resnt.zarr"
     [said] = wait(wrong, monkeypatch, lambda: shutil.copytree(example_run, wrong))
-    assert said.endswith("Stores in its folder; the nearest are resnet.zarr.")
+    assert said.endswith("Its folder has other stores; the nearest are resnet.zarr.")
     absent = tmp_path / "rnus" / "run.zarr"
     [said] = wait(absent, monkeypatch, lambda: shutil.copytree(example_run, absent))
     assert said.endswith(f"Its folder {absent.parent} does not exist, either.")
