@@ -80,7 +80,8 @@ def test_messages_have_placeholders_and_the_class_of_the_error(
         'raise ValueError(f"`{_name}` must be {1 + x}, got " + f"{self.found}.")\n'
         'warn_user("Nothing is recorded: " + reason)\n'
         "raise KeyError(name)\n"
-        'self.warn_once("first", "Two words.")\n'
+        'self.warn_once("a key", "Two words.")\n'
+        'raise ValueError(f"expected {n} checks")\n'
     )
     find = extension("error_messages", monkeypatch)["find_messages"]
     found = [(m.text, m.kind, m.file) for m in find(tmp_path, "part")]

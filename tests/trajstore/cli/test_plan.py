@@ -68,9 +68,11 @@ def test_output_fits_a_terminal(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     lines = run(command, monkeypatch, capsys).splitlines()
-    assert max(map(len, lines)) <= 80
+    # The arguments are one line, to be copied.
+    assert max(map(len, lines[:-1])) <= 80
     assert re.fullmatch(
-        r"sketch_bits=\d+, (basis=0, )?(probes=4096, )?(reference_every=\d+, )?"
+        r"sketch_bits=\d+, (basis=0, )?(probes=4096, )?(steps_per_epoch=\d+, )?"
+        r"(reference_every=\d+, )?"
         r"total_steps=\d+",
         lines[-1],
     )
@@ -86,7 +88,10 @@ def test_the_plan_of_the_smallest_store_is_printed(
     assert f"{plan.n_windows} of {plan.windows.length:,} steps" in printed
     assert re.search(rf"total +[\d.]+ kB +{plan.disk / 1e9:.1f} GB", printed)
     assert re.search(rf"error of a step +{plan.stderr().typical:.2g} \(", printed)
-    assert "mean" not in printed
+    assert "epoch mean" not in printed
+    mean = plan.stderr(mean_of=1850).typical
+    assert re.search(rf"error of a mean of 1,850 steps +{mean:.2g} \(", printed)
+    assert "\nPass to Recorder:\n" in printed
     last = printed.splitlines()[-1]
     assert last.startswith(f"sketch_bits={plan.spec.sketch_bits}, reference_every=")
 
@@ -122,7 +127,7 @@ def test_without_a_bound_the_defaults_of_a_recorder_are_planned(
     assert "estimated" not in printed
     mean = plan.stderr(mean_of=5000)
     assert re.search(rf"error of an epoch mean +{mean.typical:.2g} \(", printed)
-    last = "sketch_bits=65536, reference_every=5000, total_steps=450000"
+    last = "sketch_bits=65536, steps_per_epoch=5000, reference_every=5000, total_steps=450000"
     assert printed.splitlines()[-1] == last
 
 

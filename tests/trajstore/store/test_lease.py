@@ -1,7 +1,9 @@
 """Leases in object storage: delayed writers, rivals, wrong clocks and lost answers."""
 
 import asyncio
+import logging
 import random
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -271,7 +273,7 @@ def test_leftovers_of_a_killed_writer_are_replaced(bucket: Any, tmp_path: Path):
 # Requests
 
 
-def test_passing_errors_are_waited_for():
+def test_passing_errors_are_waited_for(caplog: pytest.LogCaptureFixture):
     calls = []
 
     async def fails_twice() -> int:
@@ -280,7 +282,11 @@ def test_passing_errors_are_waited_for():
             raise ConnectionResetError
         return 7
 
-    assert asyncio.run(patiently(fails_twice, seconds=5)) == 7
+    with caplog.at_level(logging.WARNING, "trajstore"):
+        assert asyncio.run(patiently(fails_twice, seconds=5)) == 7
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("The storage does not answer (")
+    assert re.fullmatch(r"Still waiting, \d seconds more\.", second)
 
     async def fails() -> None:
         calls.append(1)

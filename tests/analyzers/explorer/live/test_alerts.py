@@ -63,6 +63,16 @@ def test_trouble_is_found(damage: Callable[[Any], None], kind: str, step: int):
     assert kinds(columns) == {kind: step}
 
 
+def test_all_that_is_not_finite_is_named():
+    columns = calm()
+    for name in ("grad_norm", "update_norm", "loss"):
+        columns[name][80] = np.inf
+    [alert] = find_alerts(columns, size=1e6, free=1e12, total=1000)
+    assert alert.text == (
+        "The gradient, the update and the loss of step 80 are not finite."
+    )
+
+
 def test_a_calm_run_gives_no_alert():
     assert kinds(calm()) == {}
 
