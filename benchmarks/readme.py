@@ -17,6 +17,7 @@ from cost_tables import (
     rank_table,
     scale_table,
 )
+from excess_table import excess_table
 from installation_tables import installations_table
 from planning_tables import like_table, planning_table, plans_table, signs_table
 
@@ -401,7 +402,10 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "between_layers": between_layers_table,
     },
     "docs/tangent-kernel.md": {"tangent_kernel": tangent_kernel_table},
-    "docs/null-models.md": {"null_models": null_models_table},
+    "docs/null-models.md": {
+        "null_models": null_models_table,
+        "excess": excess_table,
+    },
     "docs/sharpness.md": {"sharpness": sharpness_table},
     "docs/trackers.md": {"trackers": trackers_table},
     "docs/zigzag.md": {"zigzag": zigzag_table},
