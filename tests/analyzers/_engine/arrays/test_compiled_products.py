@@ -44,7 +44,7 @@ def test_analyses_of_large_runs_agree(
         calls.append(arguments)
         product(*arguments)
 
-    monkeypatch.setattr(compiled, "add_products", counted)
+    monkeypatch.setattr(compiled_products, "add_products", counted)
     monkeypatch.setattr(fit, "COMPILED_FROM", 1)
     found = analyzers.path_geometry(run).compute()
     assert calls
