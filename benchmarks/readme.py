@@ -9,6 +9,7 @@ from typing import Any
 from calibration_tables import calibration_table, expected_errors_table
 from cost_tables import (
     fewer_bytes_table,
+    first_recording_table,
     large_workloads_table,
     memory_table,
     overhead_table,
@@ -372,6 +373,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/costs.md": {
         "overhead": overhead_table,
         "per_step": per_step_table,
+        "first_recording": first_recording_table,
         "memory": memory_table,
         "ranks": rank_table,
         "fewer_bytes": fewer_bytes_table,
