@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -173,7 +174,17 @@ def test_the_first_snippet_on_trackers_records(
 def test_the_other_snippets_on_trackers_make_reporters():
     pytest.importorskip("torch")
     pytest.importorskip("lightning")
-    names = run_snippets("trackers", slice(1, None), Trainer=dict, WandbLogger=object)
+    wandb = Mock()
+    names = run_snippets(
+        "trackers",
+        slice(1, None),
+        Trainer=dict,
+        WandbLogger=object,
+        wandb=wandb,
+        k=5,
+        loss=0.5,
+    )
+    wandb.log.assert_called_once_with({"train/step": 5, "train/loss": 0.5})
     assert [each.every for each in names["report_to"]] == [10, 500]
     assert len(names["trainer"]["callbacks"]) == 1
 
