@@ -182,3 +182,12 @@ def test_hostile_settings_have_plain_names(
     assert compared.gamma_setting.values.tolist() == ["", "3"]
     compared.to_zarr(tmp_path / "out" / "compared.zarr", consolidated=False)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["compared.zarr"]
+
+
+def test_a_mid_run_difference_without_errors_has_no_error_of_0(example_run: Path):
+    compared = analyzers.compare([example_run, example_run]).compute()
+    for suffix in ("_stderr", "_difference_stderr"):
+        compared[f"eb{suffix}"][1] = np.nan
+    middle = mid_run(compared)
+    assert np.isnan(middle["eb_difference_stderr"][1])
+    assert middle["distance_difference_stderr"][1] == 0
