@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+import trajstore
 from trajstore.cli.console import print_json
 from trajstore.format.arrays import ENDED
 from trajstore.format.layout import Layout
@@ -24,9 +25,7 @@ from trajstore.planning.measured import (
     MEASURED_RUNS,
     Optimizer,
 )
-from trajstore.planning.recorded import optimizer_of, recorded_errors
 from trajstore.planning.search import best_plan, with_longer_windows
-from trajstore.reading.run import open_run
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -133,9 +132,11 @@ def plan(
     if like is None:
         layout = _layout(params, tensors, model)
     else:
-        similar = open_run(like)
-        recorded = recorded_errors(similar, rate=rate)
-        optimizer = optimizer or optimizer_of(similar)
+        # Reading needs Zarr and xarray, which take half a second to import.
+        planning = import_module("trajstore.planning.recorded")
+        similar = trajstore.open_run(like)
+        recorded = planning.recorded_errors(similar, rate=rate)
+        optimizer = optimizer or planning.optimizer_of(similar)
         layout = similar.layout
         if params is not None or model is not None:
             layout = _layout(params, tensors, model)
