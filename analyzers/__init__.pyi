@@ -9,6 +9,7 @@ from .conditions.aiming import aiming
 from .conditions.alpha_beta import (
     alpha_beta,
     feasible_set,
+    largest_alpha,
     margin,
     smallest_beta,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "half_time",
     "lag_curve",
     "lagged_gradients",
+    "largest_alpha",
     "linear_modes",
     "linear_rate",
     "locally_optimal_lr",

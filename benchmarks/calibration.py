@@ -42,6 +42,7 @@ from saving import RESULTS, save_results
 
 import analyzers
 import trajstore
+from analyzers.geometry.path_geometry import ESTIMATOR
 
 QUANTITIES = ("gamma", "rsi", "eb", "lolr", "distance")
 SPANS = ("first", "middle", "last")
@@ -159,6 +160,7 @@ def measure_case(
         "rate": training.rate,
         "sketch bits": runs[0].spec.sketch_bits,
         "seeds": len(runs),
+        "estimator": ESTIMATOR,
         "bytes": np.mean([_size(Path(run.location)) for run in runs])
         / len(kept.gradients),
         "quantities": {},

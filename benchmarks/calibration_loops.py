@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 
@@ -42,8 +42,9 @@ def perceptron(
     lr: float = 0.1,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    is_adam: bool = False,
 ) -> Loop:
-    """Classify noisy labels of a random teacher by a fully connected network."""
+    """Classify noisy labels of a random teacher by a fully connected network, by SGD or Adam."""
     generator = torch.Generator().manual_seed(17)
     inputs = torch.randn(2000, widths[0], generator=generator)
     teacher = torch.randn(widths[0], widths[-1], generator=generator)
@@ -60,17 +61,24 @@ def perceptron(
         x, y = draw()
         return F.cross_entropy(model(x), y)
 
+    if is_adam:
+        return Loop(model, Adam(model.parameters(), lr=lr), loss)
     optimizer = SGD(
         model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
     )
     return Loop(model, optimizer, loss)
 
 
+def digits() -> tuple[Tensor, Tensor]:
+    """Return images of digits, (image, 1, 8, 8), and their labels."""
+    found = load_digits()
+    images = torch.tensor(found.images[:, None] / 8 - 1, dtype=torch.float32)
+    return images, torch.tensor(found.target)
+
+
 def cnn(seed: int, *, n_steps: int) -> Loop:
     """Classify digits by a network with BatchNorm; the learning rate decays to 0."""
-    digits = load_digits()
-    images = torch.tensor(digits.images[:, None] / 8 - 1, dtype=torch.float32)
-    labels = torch.tensor(digits.target)
+    images, labels = digits()
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1, bias=False),
@@ -332,11 +340,10 @@ class Residual(nn.Module):
 
 def residual(seed: int, *, n_steps: int) -> Loop:
     """Classify digits by Nesterov's method with weight decay; the rate decays to 0."""
-    digits = load_digits()
-    images = torch.tensor(digits.images[:, None] / 8 - 1, dtype=torch.float32)
+    images, labels = digits()
     torch.manual_seed(seed)
     model = Residual()
-    draw = batches(images, torch.tensor(digits.target), size=32, seed=seed)
+    draw = batches(images, labels, size=32, seed=seed)
 
     def loss() -> Tensor:
         x, y = draw()
@@ -347,3 +354,69 @@ def residual(seed: int, *, n_steps: int) -> Loop:
     )
     schedule = CosineAnnealingLR(optimizer, n_steps)
     return Loop(model, optimizer, loss, schedule=schedule)
+
+
+def convolutions(seed: int) -> Loop:
+    """Classify digits by a convolutional network without BatchNorm, by NAdam."""
+    images, labels = digits()
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 32, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(32, 48, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(192, 10),
+    )
+    draw = batches(images, labels, size=32, seed=seed)
+
+    def loss() -> Tensor:
+        x, y = draw()
+        return F.cross_entropy(model(x), y)
+
+    return Loop(model, NAdam(model.parameters(), lr=2e-3), loss)
+
+
+class VisionTransformer(nn.Module):
+    """A transformer of 16 patches of an image and a token of the class."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.patches = nn.Linear(4, width)
+        self.position = nn.Parameter(0.02 * torch.randn(17, width))
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 4, 3 * width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (batch, class)."""
+        patches = self.patches(F.unfold(images, 2, stride=2).transpose(1, 2))
+        x = torch.cat([self.token.expand(len(images), -1, -1), patches], 1)
+        x = x + self.position
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.output(self.norm(x)[:, 0])
+        return logits
+
+
+def vision_transformer(seed: int) -> Loop:
+    """Classify digits by a transformer, by AdamW."""
+    images, labels = digits()
+    torch.manual_seed(seed)
+    model = VisionTransformer(48)
+    draw = batches(images, labels, size=32, seed=seed)
+
+    def loss() -> Tensor:
+        x, y = draw()
+        return F.cross_entropy(model(x), y)
+
+    return Loop(model, AdamW(model.parameters(), lr=1e-3), loss)

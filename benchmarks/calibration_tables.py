@@ -47,7 +47,9 @@ def calibration_table(results: dict[str, Any]) -> str:
             return ""
         return marked(f"{highest:.1f}", is_inside=highest < limit)
 
+    latest = max(result.get("estimator", 0) for result in results.values())
     for name, result in results.items():
+        is_older = result.get("estimator", 0) < latest
         parts = result["quantities"].values()
         middle = result["quantities"]["gamma"]["middle"]
         layers = [
@@ -56,7 +58,7 @@ def calibration_table(results: dict[str, Any]) -> str:
             for layer in found.values()
         ]
         cells = [
-            name,
+            f"{name} \\*" if is_older else name,
             f"{result['parameters']:,}",
             f"{result['seeds']}",
             f"{middle['step']['error']:.5f}, {middle['mean']['error']:.5f}",
@@ -92,6 +94,26 @@ def calibration_table(results: dict[str, Any]) -> str:
             f"{worst[0]:.1f} standard errors of that mean ({worst[1]})."
         ),
     ]
+    return "\n".join(lines)
+
+
+def expected_errors_table(results: dict[str, dict[str, float]]) -> str:
+    """Return the table of expected z by term, with one line per training."""
+    titles = {
+        "products": "<g, v'>, steps",
+        "probes": "<x - r, v'>, steps",
+        "start": "the same, start of a window",
+        "end": "the same, end of a window",
+        "gradients": "sum of gradients",
+        "displacements": "sum of displacements",
+    }
+    lines = [
+        f"| training | {' | '.join(titles.values())} |",
+        "|---" * (len(titles) + 1) + "|",
+    ]
+    for name, found in results.items():
+        cells = (f"{found[term]:.2f}" if term in found else "" for term in titles)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from calibration_loops import (
     Loop,
     cnn,
+    convolutions,
     full_batch,
     gru,
     heavy_tails,
@@ -19,6 +20,7 @@ from calibration_loops import (
     ratings,
     residual,
     transformer,
+    vision_transformer,
 )
 
 from trajstore.planning.errors import Rate
@@ -125,6 +127,32 @@ TRAININGS: dict[str, Training] = {
     ),
     "ratings": Training(
         start=ratings, cases=DEFAULT, optimizer="adaptive", steps_per_epoch=40, epochs=8
+    ),
+    "mlp86k, Adam": Training(
+        start=partial(perceptron, widths=(20, 280, 280, 5), lr=1e-3, is_adam=True),
+        cases=DEFAULT,
+        optimizer="adaptive",
+        steps_per_epoch=40,
+        epochs=8,
+    ),
+    "convolutions, NAdam": Training(
+        start=convolutions,
+        cases=DEFAULT,
+        optimizer="adaptive",
+        steps_per_epoch=40,
+        epochs=8,
+    ),
+    "vision transformer": Training(
+        start=vision_transformer,
+        cases=DEFAULT,
+        optimizer="adaptive",
+        steps_per_epoch=50,
+        epochs=8,
+    ),
+    "mlp1500": Training(
+        start=partial(perceptron, widths=(12, 32, 28, 4)),
+        cases=DEFAULT,
+        steps_per_epoch=20,
     ),
     "label noise": Training(
         start=label_noise, cases=DEFAULT, steps_per_epoch=25, epochs=12

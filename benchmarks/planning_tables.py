@@ -115,3 +115,21 @@ def _numerator_error(result: Mapping[str, Any]) -> float:
     """Return the rms error of <g, x - x*> mid-run, relative to |g| |x - x*|."""
     error: float = result["quantities"]["lolr"]["middle"]["step"]["error"]
     return error
+
+
+def like_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return the table of errors that are planned from a recorded run, relative to measured ones."""
+    titles = ("recording", "error of a step", "planned / measured", "of an epoch mean")
+    lines = [
+        f"| {' | '.join((*titles, 'planned / measured'))} |",
+        "|---|---|---|---|---|",
+    ]
+    for name, recordings in results.items():
+        for options, errors in recordings.items():
+            step, mean = (errors[part] for part in ("step", "mean"))
+            ratios = errors["planned step"] / step, errors["planned mean"] / mean
+            cells = [f"{name}, {options}", f"{step:.2g}", f"{ratios[0]:.2f}"]
+            lines.append(
+                f"| {' | '.join([*cells, f'{mean:.2g}', f'{ratios[1]:.2f}'])} |"
+            )
+    return "\n".join(lines)

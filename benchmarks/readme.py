@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibration_tables import calibration_table
+from calibration_tables import calibration_table, expected_errors_table
 from cost_tables import (
     fewer_bytes_table,
     large_workloads_table,
@@ -17,7 +17,7 @@ from cost_tables import (
     scale_table,
 )
 from installation_tables import installations_table
-from planning_tables import planning_table, plans_table, signs_table
+from planning_tables import like_table, planning_table, plans_table, signs_table
 
 from trajstore.format.run_spec import SKETCH_BITS
 
@@ -385,11 +385,13 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/integrations.md": {"public_codes": public_codes_table},
     "docs/estimator.md": {
         "calibration": calibration_table,
+        "expected_errors": expected_errors_table,
         "measurements": measurements_table,
     },
     "docs/planning.md": {
         "planning": planning_table,
         "plans": plans_table,
+        "like": like_table,
         "signs": signs_table,
     },
     "docs/deep-linear.md": {
@@ -408,6 +410,7 @@ FILES = {
     "numbers": "accuracy",
     "between_layers": "deep_linear",
     "plans": "calibration",
+    "like": "planning_like",
     "signs": "calibration",
 }
 """Names of results files that differ from the names of their tables."""

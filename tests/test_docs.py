@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from xarray.backends import plugins
 
+import analyzers
 from trajstore import open_run
 from trajstore.cli import main as cli
 from trajstore.reading.xarray_backend import TrajstoreBackend
@@ -180,11 +181,19 @@ def plan_commands() -> list[str]:
 
 @pytest.mark.parametrize("command", plan_commands())
 def test_commands_of_the_page_on_planning_run(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    example_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     if "--model" in command:
         pytest.importorskip("torch")
     monkeypatch.chdir(ROOT / "docs/snippets")
+    if "--like" in command:
+        trial = shutil.copytree(example_run, tmp_path / "trial.zarr")
+        analyzers.store_geometry(open_run(trial))
+        monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", shlex.split(command))
     cli.main()
     printed = capsys.readouterr()
@@ -193,7 +202,7 @@ def test_commands_of_the_page_on_planning_run(
 
 
 def test_the_page_on_planning_has_all_its_commands():
-    assert len(plan_commands()) == 7
+    assert len(plan_commands()) == 8
 
 
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]

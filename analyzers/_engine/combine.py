@@ -22,7 +22,6 @@ from analyzers._engine.arrays.geometry import (
 from analyzers._engine.arrays.mean_errors import (
     ErrorModel,
     covariance_with_sum,
-    directions_of,
     row_sums,
 )
 from analyzers._engine.arrays.window_sums import (
@@ -229,7 +228,19 @@ def _combined(
     variance = row_stderr(posterior)[:n] ** 2
     products = Estimate(add(posterior.value[:n]), np.sqrt(add(variance)))
     summed = constrained.displacement
-    sum_variance, probe_variance = add(summed.stderr**2), probes.stderr**2
+    sum_variance = add(summed.stderr**2)
+    if parts.are_layers:
+        # The sums of a layer tell more than what is usual of layers.
+        has_sums = np.isfinite(sum_variance)
+        probes = Estimate(
+            *(
+                np.where(has_sums, column[:n], guessed)
+                for column, guessed in zip(
+                    measured.displacement_measured, probes, strict=True
+                )
+            )
+        )
+    probe_variance = probes.stderr**2
     total = sum_variance + probe_variance
     share = np.divide(sum_variance, total, out=np.zeros_like(total), where=total > 0)
     share = np.where(np.isinf(sum_variance), 1.0, share)
@@ -259,6 +270,7 @@ def _error_model(
     if common.shape[-1] == measured.displacement_common.shape[-1]:
         common = measured.displacement_common[:n]
     turning = np.sqrt(np.maximum(combined.probe_stderr**2 - common**2, 0))
+    of_layers = common.shape[-1] > 1
     return ErrorModel(
         product_variance=measured.products.stderr**2,
         posterior=total if constrained is None else constrained.posterior,
@@ -267,7 +279,7 @@ def _error_model(
         probe_common=np.nan_to_num(common),
         probe_gain=combined.probe_gain,
         probe_share=np.nan_to_num(combined.probe_share),
-        probe_directions=directions_of(probed.aside_probes[:n], probed.alone[:n]),
+        probe_correlation=probed.correlation(slice(0, n), of_layers=of_layers),
     )
 
 

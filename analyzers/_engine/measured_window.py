@@ -44,6 +44,7 @@ class Measured(NamedTuple):
     # The rows of the displacements a = x - r are the steps, and the window's end if known.
     displacement: Estimate  # <a, v'> from the probes, (row, part)
     displacement_common: FloatArray  # error that all rows share, see `LayerProducts`
+    displacement_measured: Estimate  # the same products by probes alone
     displacement_sq: FloatArray  # |a|^2, (row, layer)
     displacement_on_basis: FloatArray  # <a, s>, (row, layer, basis)
     residual_sq: FloatArray  # |v'|^2, (layer,)
@@ -140,10 +141,14 @@ def measure(
     is_whole = (steps.start, steps.stop) == (start, stop)
     displacements = _total(sums.displacement_sum, parts) if is_whole else None
     if displacements is not None:
-        # The displacement f at the window's end has been subtracted from the sum.
-        f_dot_v = residual_products(fit)[:, -1]
-        at_end = middle(stop - start) * parts.sum(f_dot_v[None], 1)[0]
+        # The displacement at the window's end has been subtracted from the sum: f, and the rounding
+        # error of the next anchor, whose direction is random.
+        times, f_dot_v = middle(stop - start), residual_products(fit)[:, -1]
+        at_end = times * parts.sum(f_dot_v[None], 1)[0]
         value, stderr = displacements
+        by_chance = _anchor_error_sq(run, window) * residual_sq(fit)
+        by_chance /= np.maximum(run.layout.sizes, 1)
+        stderr = np.hypot(stderr, times * np.sqrt(parts.sum(by_chance[None], 1)[0]))
         if run.spec.is_packed:
             # Rounding errors of the vectors are the same in every step.
             squares = tables["displacement_sq"]
@@ -192,6 +197,23 @@ def _total(products: FloatArray, parts: Parts) -> Estimate | None:
     return Estimate(value, np.sqrt(np.maximum(variance, 0)))
 
 
+def _anchor_error_sq(run: Run, window: int) -> FloatArray:
+    """Return |x - r|^2 at the end of a window, with the next anchor r, (layer,)."""
+    row = int(run.windows.variables["stop"].values[window])
+    if window == run.n_windows - 1 or row >= run.n_steps:
+        # The run ends here, and its last iterate is exact.
+        return np.zeros(len(run.layout.sizes))
+    squares: FloatArray = read_tables(run, slice(row, row + 1))["displacement_sq"][0]
+    return squares
+
+
+def residual_sq(fit: Fit) -> FloatArray:
+    """Return |v'|^2, (layer,)."""
+    rank, residual = fit.coefficients.shape[-1], residual_products(fit)
+    explained = (fit.coefficients * residual[:, :rank]).sum(-1)
+    return np.asarray(np.maximum(residual[:, rank] - explained, 0))
+
+
 def residual_products(fit: Fit) -> FloatArray:
     """Return products of v' with the basis, v and f, (layer, rank + 2)."""
     rank = fit.coefficients.shape[-1]
@@ -220,7 +242,7 @@ def _with_displacements(
     anchor, past = anchors[window], past_windows(window, rank)
     is_last = window == run.n_windows - 1
     end_probes = sums.probes[1] if is_last else anchors[window + 1] - anchor
-    inner, coefficients = fit.products, fit.coefficients
+    inner = fit.products
     f, f_dot_f = inner[:, rank + 1], inner[:, rank + 1, rank + 1]
     end = _end(run, window, steps, f, end_probes)
     if end is not None:
@@ -234,8 +256,7 @@ def _with_displacements(
     basis_probes = _probes_of_used(run, basis_vectors[:rank], fit)
     # The residual is v minus its fit on the basis.
     residual = residual_products(fit)
-    explained = (coefficients * residual[:, :rank]).sum(-1)
-    residual_sq = np.maximum(residual[:, rank] - explained, 0)
+    v_sq = residual_sq(fit)
     collisions = None
     if run.spec.is_packed:
         collisions = Collisions(sums.probe_energies, sums.crossed)
@@ -243,23 +264,23 @@ def _with_displacements(
         a=ProbedVectors(squares.sum(1), on_basis.sum(1), probes),
         basis=ProbedVectors(np.zeros(rank), gram.sum(0), basis_probes),
         f=ProbedVectors(f_dot_f.sum(), f[:, :rank].sum(0), end_probes),
-        v=ProbedVectors(residual_sq.sum(), residual[:, :rank].sum(0), sums.probes[0]),
+        v=ProbedVectors(v_sq.sum(), residual[:, :rank].sum(0), sums.probes[0]),
         f_dot_v=residual[:, rank + 1].sum(),
         collisions=collisions,
         rounding=of_probes,
         has_end=end is not None,
     )
     estimate = Estimate(*(column[:, None] for column in whole.estimate))
-    common = np.zeros_like(estimate.value)
+    common, by_probes = np.zeros_like(estimate.value), estimate
     if parts.count > 1:
-        estimate, common = layer_products(
+        estimate, common, by_probes = layer_products(
             whole,
             a_sq=parts.sum(squares, 1),
             a_dot_basis=parts.sum(on_basis, 1),
             f_sq=parts.sum(f_dot_f, 0),
             f_dot_basis=parts.sum(f[:, :rank], 0),
             f_dot_v=parts.sum(residual[:, rank + 1], 0),
-            v_sq=parts.sum(residual_sq, 0),
+            v_sq=parts.sum(v_sq, 0),
             v_dot_basis=parts.sum(residual[:, :rank], 0),
             v_probes=sums.part_probes,
             gram=parts.sum(gram, 0),
@@ -269,8 +290,10 @@ def _with_displacements(
         )
     if run.spec.is_packed:
         rounded = rounding(squares, squares, fit, parts)
-        value, stderr = estimate
-        estimate = Estimate(value, np.hypot(stderr, np.sqrt(rounded)))
+        estimate, by_probes = (
+            Estimate(value, np.hypot(stderr, np.sqrt(rounded)))
+            for value, stderr in (estimate, by_probes)
+        )
         value, stderr = whole.estimate
         both = np.hypot(stderr, np.sqrt(rounded.sum(1)))
         whole = whole._replace(estimate=Estimate(value, both))
@@ -281,9 +304,10 @@ def _with_displacements(
         products=products,
         displacement=estimate,
         displacement_common=common,
+        displacement_measured=by_probes,
         displacement_sq=squares,
         displacement_on_basis=on_basis,
-        residual_sq=residual_sq,
+        residual_sq=v_sq,
         probed=whole,
     )
 

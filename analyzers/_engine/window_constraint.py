@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analyzers._engine.arrays.geometry import Estimate
-from analyzers._engine.arrays.mean_errors import alike, directions_of
+from analyzers._engine.arrays.probe_errors import correlated
 from analyzers._engine.arrays.recurrence import (
     Recurrence,
     Rule,
@@ -165,8 +165,8 @@ def constrain_displacements(
             column.sum(keepdims=True) for column in (total, total_variance)
         )
     turning = np.sqrt(np.maximum(stderr**2 - common**2, 0))
-    directions = directions_of(probed.aside_probes[:n], probed.alone[:n])
-    mixed = turning * alike(directions, turning) + common * common.sum(0)
+    correlation = probed.correlation(slice(0, n), of_layers=value.shape[-1] > 1)
+    mixed = turning * correlated(correlation, turning) + common * common.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.sqrt(mixed.sum(0) + total_variance)
         scores = (total - value.sum(0)) / spread
@@ -294,10 +294,9 @@ def shared_error(measured: Measured) -> tuple[FloatArray, FloatArray]:
     # Returns the variance, and the multiple.
     # The same probes tell both products. What is left of the displacements there are the rounding
     # errors of two anchors, which are alike where updates repeat.
-    ends, probed = [0, -1], measured.probed
-    first, last = directions_of(probed.aside_probes[ends], probed.alone[ends])
-    cosine = first @ last
     before, after = measured.displacement.stderr[[0, -1]]
+    ends = measured.probed.correlation([0, -1], of_layers=after.shape[-1] > 1)
+    cosine = ends.matrix[0, 1] * np.sqrt((1 - ends.alone).prod())
     ratio = np.divide(after, before, out=np.zeros_like(after), where=before > 0)
     return (1 - cosine**2 * (before > 0)) * after**2, cosine * ratio
 

@@ -14,9 +14,9 @@ import xarray as xr
 from analyzers._engine.labels import describe
 from analyzers.conditions.arrays import (
     NO_STEP,
-    Boundary,
     Steps,
     feasible,
+    largest_at_zero,
     smallest_margin,
 )
 from analyzers.conditions.defaults import MIN_GAP
@@ -231,8 +231,6 @@ def feasible_set(
         for the corners of the Pareto front, along which neither alpha nor beta can decrease
         unless the other increases. Without a dimension: ``best_alpha`` and
         ``best_beta``, the pair with the smallest sum, NaN if no pair is feasible;
-        ``largest_alpha``, the largest alpha at which beta = 0 is feasible: NaN if it is at none,
-        infinite if it is at all;
         ``limit_step`` and ``limit_run``, the step whose half-plane bounds alpha from below,
         both -1 if no step does so, only alpha >= beta + `min_gap` and beta >= 0; ``n_steps``
         and ``n_missing`` as in `margin`. If no pair is feasible, there are no corners, and
@@ -283,7 +281,6 @@ def feasible_set(
             "is_smallest": ("vertex", np.arange(len(found.alpha)) < n_smallest),
             "best_alpha": pair[0],
             "best_beta": pair[1],
-            "largest_alpha": _largest_at_zero(found),
             "limit_step": limit_step,
             "limit_run": limit_run,
             "n_steps": len(known.step),
@@ -293,13 +290,23 @@ def feasible_set(
     )
 
 
-def _largest_at_zero(found: Boundary) -> float:
-    """Return the largest alpha at which beta = 0 is feasible, NaN if it never is."""
-    at_zero = np.flatnonzero(found.plane == NO_STEP)
-    if not len(at_zero):
-        return np.nan
-    right = int(at_zero[0]) + 1
-    return float(found.alpha[right]) if right < len(found.alpha) else np.inf
+def largest_alpha(pairs: xr.Dataset) -> float:
+    """Largest alpha at which beta = 0 is feasible.
+
+    Where beta = 0 is feasible, the smallest pair may be (`min_gap`, 0), which says nothing of the
+    run; this alpha, the smallest :math:`a_k / (l_k - r_k)`, does.
+
+    Parameters
+    ----------
+    pairs : xarray.Dataset
+        As returned by `feasible_set`.
+
+    Returns
+    -------
+    float
+        NaN if beta = 0 is feasible at no alpha, infinite if alpha has no bound there.
+    """
+    return largest_at_zero(pairs["alpha"].values, pairs["step"].values)
 
 
 def smallest_beta(pairs: xr.Dataset, alpha: npt.ArrayLike) -> xr.DataArray:

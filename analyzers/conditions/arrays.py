@@ -81,6 +81,16 @@ def feasible(steps: Steps, min_gap: float) -> Boundary:
     return Boundary(alpha, np.maximum(beta, 0), slopes[lines], planes[lines], limit)
 
 
+def largest_at_zero(alpha: FloatArray, plane: npt.NDArray[Any]) -> float:
+    """Return the largest alpha with beta = 0, from the corners of the boundary; NaN without one."""
+    # To the right of one corner at most, beta >= 0 is the bound, which belongs to no step.
+    at_zero = np.flatnonzero(plane == NO_STEP)
+    if not len(at_zero):
+        return np.nan
+    right = int(at_zero[0]) + 1
+    return float(alpha[right]) if right < len(alpha) else np.inf
+
+
 def _smallest_alpha(steps: Steps, min_gap: float) -> tuple[float, int]:
     """Return the smallest alpha with a feasible beta, and the step that bounds alpha."""
     # On beta = alpha - min_gap, T = a + alpha (d - c) - min_gap d, and d - c = r - f*.

@@ -150,7 +150,7 @@ def _grid(
     smallest = pairs["alpha"].values[pairs["is_smallest"].values]
     largest = 2 * max([best, *smallest], default=1.0) if np.isfinite(best) else 2.0
     # If beta = 0 is feasible, the boundary leaves 0 at the largest alpha there.
-    if np.isfinite(at_zero := float(pairs["largest_alpha"])):
+    if np.isfinite(at_zero := analyzers.largest_alpha(pairs)):
         largest = max(largest, 2 * at_zero)
     alpha = np.linspace(0, max(largest, 5 * min_gap, 1.0), GRID + 1)[1:]
     return alpha, np.linspace(0, alpha[-1] - min_gap, GRID)
@@ -171,11 +171,10 @@ def _pairs(
         )
         return [note]
     columns = ["alpha", "beta"]
-    names_of = ["best_alpha", "best_beta"]
     note = ""
-    if not np.isnan(pairs["largest_alpha"]):
+    has_zero = not np.isnan(analyzers.largest_alpha(pairs))
+    if has_zero:
         columns.append("largest alpha at beta = 0")
-        names_of.append("largest_alpha")
         if float(pairs["best_alpha"]) == pairs.attrs["min_gap"]:
             note = (
                 "The smallest pair only repeats --min-gap, as it does for every run in which it "
@@ -187,10 +186,10 @@ def _pairs(
         ("as estimated", pairs),
         ("one standard error larger", looser),
     ):
-        values = [
-            "none" if np.isnan(shifted[name]) else f"{float(shifted[name]):.4g}"
-            for name in names_of
-        ]
+        values = [f"{float(shifted[name]):.4g}" for name in ("best_alpha", "best_beta")]
+        if has_zero:
+            at_zero = analyzers.largest_alpha(shifted)
+            values.append("none" if np.isnan(at_zero) else f"{at_zero:.4g}")
         best.add_row(label, *values)
     return [
         f"Smallest pairs for which the condition holds at all {steps}:",

@@ -21,6 +21,7 @@ from analyzers._style import (
     new_figure,
     ordered_colors,
 )
+from analyzers.conditions.arrays import largest_at_zero
 from analyzers.geometry.time_axis import by_time
 
 EXCLUDED_COLOR: Final = "0.85"
@@ -137,7 +138,8 @@ def feasible_set(
         best = _best(feasible)
         text = r"smallest $\alpha + \beta$"
         ax.plot(*best, "k*", markersize=9, label=text, clip_on=False)
-        at_zero = float(feasible.get("largest_alpha", np.nan))
+        corners = (feasible.get(name, xr.DataArray([])) for name in ("alpha", "step"))
+        at_zero = largest_at_zero(*(corner.values for corner in corners))
         if np.isfinite(at_zero):
             text = r"largest $\alpha$ at $\beta = 0$"
             ax.plot(at_zero, 0, "k^", markersize=7, label=text, clip_on=False)

@@ -68,3 +68,18 @@ def test_the_extra_of_the_install_command_exists():
         r'^    pip install "trajstore\[(\w+)\]"$', README, re.MULTILINE
     )
     assert extra in PROJECT["project"]["optional-dependencies"]
+
+
+def test_the_address_of_the_repository_is_the_same_everywhere():
+    """It changes in pyproject.toml and CITATION.cff when the project moves; pages need none."""
+    address = PROJECT["project"]["urls"]["Repository"]
+    kept = [ROOT / name for name in ("pyproject.toml", "CITATION.cff")]
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*.md")]
+    found = {
+        path.name: set(
+            re.findall(r"https://github\.com/[\w-]+/trajstore", path.read_text())
+        )
+        for path in [*kept, *pages]
+    }
+    assert all(found[path.name] == {address} for path in kept)
+    assert not any(found[path.name] for path in pages)

@@ -24,7 +24,9 @@ from trajstore.planning.measured import (
     MEASURED_RUNS,
     Optimizer,
 )
+from trajstore.planning.recorded import optimizer_of, recorded_errors
 from trajstore.planning.search import best_plan, with_longer_windows
+from trajstore.reading.run import open_run
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 
@@ -52,6 +54,7 @@ def plan(
     exact: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
+    like: str | None = None,
     stderr: float | None = None,
     disk: str | None = None,
     json: bool = False,
@@ -94,6 +97,10 @@ def plan(
     optimizer : {"sgd", "momentum", "adaptive"}, optional
         Kind of optimizer: SGD without or with momentum, or another one. Means of epochs
         are most precise with SGD.
+    like : str, optional
+        Recorded run of the same network, with the same optimizer and course of the learning
+        rate, whose geometry is stored: errors are extrapolated from its errors. It replaces
+        --params, --tensors and --model.
     stderr : float, optional
         Largest standard error of gamma in one step of the middle half of the run.
     disk : str, optional
@@ -118,7 +125,16 @@ def plan(
         )
     if stderr is not None and not stderr > 0:
         raise ValueError(f"--stderr must be positive, got {stderr:g}.")
-    layout = _layout(params, tensors, model)
+    recorded = None
+    if like is None:
+        layout = _layout(params, tensors, model)
+    else:
+        similar = open_run(like)
+        recorded = recorded_errors(similar, rate=rate)
+        optimizer = optimizer or optimizer_of(similar)
+        layout = similar.layout
+        if params is not None or model is not None:
+            layout = _layout(params, tensors, model)
     run: Any = {
         "n_steps": steps,
         "steps_per_epoch": steps_per_epoch,
@@ -128,6 +144,7 @@ def plan(
         "float64": float64,
         "rate": rate,
         "optimizer": optimizer,
+        "like": recorded,
     }
     if stderr is not None:
         chosen = best_plan(layout, **run, stderr=stderr)
@@ -140,7 +157,7 @@ def plan(
         return
     _print(
         chosen,
-        tensors_are_estimated=model is None and tensors is None,
+        tensors_are_estimated=model is None and tensors is None and like is None,
         is_best=stderr is not None or disk is not None,
     )
 
@@ -238,10 +255,15 @@ def _print(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> None:
         console.print("\nPass to Recorder:\n")
         console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
         return
-    console.print(
-        f"\nErrors of gamma: typical (smallest to largest), extrapolated from "
+    source = (
         f"{len(MEASURED_RUNS)} runs of 0.03 to 0.8 million parameters. Trust the order of "
-        "magnitude, not the digits. Pass to Recorder:\n"
+        "magnitude, not the digits."
+    )
+    if plan.like is not None:
+        source = "the errors of the recorded run."
+    console.print(
+        f"\nErrors of gamma: typical (smallest to largest), extrapolated from {source} "
+        "Pass to Recorder:\n"
     )
     console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
 

@@ -3,7 +3,7 @@
 The error has two parts. The part that falls with the number of signs is the error of a sketch
 without weights or basis, times a ratio that accounts for weights, basis and window length. The
 part that remains comes from the estimated distance to the target, and falls with the number of
-probes; with SGD the distance is known more precisely than from probes, and little remains. Both grow if the learning rate decays, because the remaining distance then falls by a
+probes; with SGD the ends of windows tell the distance, and only the rounding of their codes remains. Both grow if the learning rate decays, because the remaining distance then falls by a
 larger factor within a window. ``benchmarks/planning.py`` measured all constants.
 """
 
@@ -63,11 +63,31 @@ class ErrorRange(NamedTuple):
     high: float
 
 
+class Recorded(NamedTuple):
+    """Root-mean-square errors of gamma in a recorded run, mid-run, and those that plans predict."""
+
+    step: float
+    mean: float | None  # of epoch means; None if the run has too few epochs
+    planned_step: ErrorRange
+    planned_mean: ErrorRange | None
+
+    def scaled(self, planned: ErrorRange, *, mean_of: int) -> ErrorRange:
+        """Scale the errors that are planned for a similar run by those of this run."""
+        measured, predicted = self.step, self.planned_step
+        if mean_of > 1 and self.mean is not None and self.planned_mean is not None:
+            measured, predicted = self.mean, self.planned_mean
+        pairs = zip(planned, predicted, strict=True)
+        return ErrorRange(*sorted(measured * error / own for error, own in pairs))
+
+
 class Growth(NamedTuple):
     """Root-mean-square growth of errors within windows, mid-run."""
 
     signs: float  # of the part that falls with the number of signs
     distance: float  # of the part that comes from the distance
+    ends: (
+        float  # of the part that is left of it if the ends of windows tell the distance
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -88,9 +108,13 @@ def growth(rate: Rate, *, n_steps: int, window: float, epoch: float) -> Growth:
     # will do.
     mean_rate = (before - after) / (stop - start)
     walk = mean_rate * (before - now).clip(0) * (now - after) / (before - after)
+    # The displacement over the whole window, of which the ends lack the rounding of their codes.
+    whole = mean_rate * (before - after)
+    relative = longer**2 / now ** (2 * POWER)
     return Growth(
         sqrt(float(np.mean(longer**2))),
-        sqrt(float(np.mean(longer**2 * walk / now ** (2 * POWER)))),
+        sqrt(float(np.mean(relative * walk))),
+        END_ERROR * sqrt(float(np.mean(relative * whole))),
     )
 
 
@@ -126,22 +150,23 @@ class ExpectedErrors:
         signs = self.plain * ratio
         share = measured.epoch
         there = growth("constant", n_steps=measured.n_steps, window=share, epoch=share)
-        rest = sqrt(PROBES / self.probes) * grown.distance / there.distance
-        rest *= measured.from_distance[basis] * sqrt(self.crowding)
         ratios = MEAN_RATIOS[self.optimizer or "adaptive"]
-        if not ratios.distance:
-            rest = 0.0
+        by_ends = not ratios.distance
+        turned = grown.ends if by_ends else grown.distance
+        rest = sqrt(PROBES / self.probes) * turned / there.distance
+        rest *= measured.from_distance[basis] * sqrt(self.crowding)
         if mean_of > 1:
             # What is known of a window's sum says less about a part of the window.
             known = min(1.0, self.epoch / self.window)
             left = ratios.signs**2
-            if not ratios.distance:
+            if by_ends:
                 # The sum of a window's updates is as uncertain as its ends.
                 ends = ratio * END_ERROR / sqrt(self.probes)
                 left = (left * signs**2 + ends**2) / (signs**2 + ends**2)
             left = 1 - known * (1 - left) if self.has_sums else 1.0
             signs *= sqrt(left / mean_of)
-            distance = ratios.distance
+            # All steps of a window share the errors of its ends.
+            distance = 1.0 if by_ends else ratios.distance
             if self.has_displacement_sums:
                 from_sum = SUM_RATIO * self.plain * sqrt(self.probes)
                 distance += known * (min(from_sum, distance) - distance)

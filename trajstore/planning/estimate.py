@@ -40,6 +40,7 @@ from trajstore.planning.errors import (
     ErrorRange,
     ExpectedErrors,
     Rate,
+    Recorded,
     plain_error,
     probe_crowding,
 )
@@ -78,6 +79,7 @@ class Plan:
     spec: RunSpec  # its `total_steps` is not None
     rate: Rate = "constant"
     optimizer: Optimizer | None = None  # None if unknown
+    like: Recorded | None = None  # a similar run, from which errors are extrapolated
     windows_reason: str = ""  # why windows are not epochs, if they were chosen
 
     @property
@@ -241,7 +243,10 @@ class Plan:
         own = replace(expected, window=expected.epoch).stderr(mean_of=mean_of)
         share = self._share_of_own_windows
         pairs = zip(shared, own, strict=True)
-        return ErrorRange(*(sqrt((1 - share) * s**2 + share * o**2) for s, o in pairs))
+        errors = ErrorRange(
+            *(sqrt((1 - share) * s**2 + share * o**2) for s, o in pairs)
+        )
+        return self.like.scaled(errors, mean_of=mean_of) if self.like else errors
 
     @property
     def _share_of_own_windows(self) -> float:
@@ -278,6 +283,7 @@ def plan_recording(
     float64: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
+    like: Recorded | None = None,
 ) -> Plan:
     """Return the plan of a recording by a `trajstore.Recorder` with these arguments."""
     spec = RunSpec.from_json(
@@ -299,7 +305,13 @@ def plan_recording(
     )
     spec, reason = choose_windows(spec)
     spec = with_window_sums(spec, Windows.of(spec), is_sgd=is_sgd(optimizer))
-    return Plan(spec=spec, rate=rate, optimizer=optimizer, windows_reason=reason)
+    return Plan(
+        spec=spec,
+        rate=rate,
+        optimizer=optimizer,
+        like=like,
+        windows_reason=reason,
+    )
 
 
 def is_sgd(optimizer: Optimizer | None) -> bool:

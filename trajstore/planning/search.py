@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, PROBES
 from trajstore.format.windows import Windows
-from trajstore.planning.errors import Rate
+from trajstore.planning.errors import Rate, Recorded
 from trajstore.planning.estimate import Plan, is_sgd, plan_recording
 from trajstore.planning.measured import Optimizer
 from trajstore.sketch.window_sum import with_window_sums
@@ -39,6 +39,7 @@ def best_plan(
     float64: bool = False,
     rate: Rate = "constant",
     optimizer: Optimizer | None = None,
+    like: Recorded | None = None,
     stderr: float | None = None,
     disk: float | None = None,
 ) -> Plan:
@@ -56,6 +57,7 @@ def best_plan(
         float64=float64,
         rate=rate,
         optimizer=optimizer,
+        like=like,
     )
     lengths: Sequence[int | None] = [reference_every]
     if reference_every is None:

@@ -267,9 +267,10 @@ def _alternatives(run: Run) -> str:
 
 def _snapshot(run: Run, name: str) -> Target:
     if name not in run.snapshots:
+        absent = " Nor is there a store at that path." if name.endswith(".zarr") else ""
         raise KeyError(
             f"No snapshot {name!r} in {run.location}; it has {list(run.snapshots)}. Snapshots "
-            "are made by recorder.snapshot(name) during training."
+            f"are made by recorder.snapshot(name) during training.{absent}"
         )
     stored = run.stored.document.snapshots[name]
     return Target(

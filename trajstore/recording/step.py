@@ -71,6 +71,7 @@ class StepRecorder:
     def log(self, name: str, value: object) -> None:
         """Keep a scalar for the row of the next step."""
         refuse_capture(self._session.device)
+        self._watch.note_logged(name)
         self._pending |= to_scalars({name: value})
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
@@ -172,8 +173,7 @@ class StepRecorder:
     def end_manual(self, gradients: Gradients | None) -> None:
         """End a step of the user's."""
         if not self._manual.end(gradients):
-            step = self.position.step
-            self._watch.warn_once("manual", unknown_gradient(step))
+            self._watch.warn_once("manual", unknown_gradient(self.position.step))
         if self._still.leave(self._watch.held.named()):
             self._watch.warn_once("still", STILL)
         self._note()
@@ -207,14 +207,13 @@ class StepRecorder:
         """End the step that the optimizers have taken; `complete` measures its update."""
         if self._own.is_open:
             self._measure_own()
-        row, entry, step = self._row, self._step_entry, self.position.step
-        self._step_entry = None
+        row, entry = self._row, self._step_entry
         assert row is not None
         assert entry is not None
         self._taken = row, entry
-        self._row, self._gradient_is_taken = None, False
+        self._row, self._step_entry, self._gradient_is_taken = None, None, False
         self._last_names = entry.scalars.keys()
-        self.position.step = step + 1
+        self.position.step += 1
         self._watch.end()
         if self._session.options.journal:
             # A step must be in the journal when it returns.
@@ -222,8 +221,7 @@ class StepRecorder:
 
     def _measure_own(self) -> None:
         """Measure the gradients that several optimizers have stepped with."""
-        copies, gradients = self._own.end()
-        self._measure_copies(copies, gradients)
+        self._measure_copies(*self._own.end())
 
     def complete(self, *, is_known: bool = True) -> None:
         """Measure the update of the last step, if it is not measured yet, and queue the row.
@@ -333,9 +331,8 @@ class StepRecorder:
 
     def _amendment(self) -> dict[str, Scalar]:
         """Return the scalars that were logged after the last step, and that its row lacks."""
-        recorded = self._last_names or ()
         logged = self._pending if self.position.step else {}
-        return {n: v for n, v in logged.items() if n not in recorded}
+        return {n: v for n, v in logged.items() if n not in (self._last_names or ())}
 
     def _end_windows(self) -> int:
         """Return the number of windows of a recording that is about to be closed."""
@@ -346,11 +343,10 @@ class StepRecorder:
 
     def closing_warnings(self, *, is_recording: bool) -> Iterator[str]:
         """Yield warnings about a recording that is about to be closed as complete."""
-        has_stepped = self._last_names is not None
         if is_recording:
             # After a step that failed halfway, the expected parameters are not known.
-            known = self._row is None
-            yield from changes_at_end(self._session, self._watch, has_stepped, known)
+            state = self._last_names is not None, self._row is None
+            yield from changes_at_end(self._session, self._watch, *state)
         yield from late_additions(self._session, self._watch, self.position.step)
 
     def _begin_row(
@@ -397,8 +393,8 @@ class StepRecorder:
         joined = None
         try:
             self._enter_epoch()
-            is_again = self._row is not None
             refuse_capture(session.device)
+            is_again = self._row is not None
             self._watch.begin(position.step, optimizer, is_again=is_again)
             begins_window = position.step == position.next_window
             if can_join and self._taken is not None and not begins_window:

@@ -30,7 +30,7 @@ from trajstore.sketch.signs import Role, random_bytes, random_signs, unpack_sign
 
 FloatArray = npt.NDArray[np.float32]
 
-COMPILED_FROM: Final = 1 << 27
+COMPILED_FROM: Final = 1 << 26
 """Numbers to decode from which on compiled loops are worth their import."""
 
 SHORTEST_COMPILED: Final = 512

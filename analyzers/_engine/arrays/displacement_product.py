@@ -15,7 +15,12 @@ import numpy.typing as npt
 from analyzers._engine.arrays.collisions import Collisions, inverse_counts
 from analyzers._engine.arrays.geometry import Estimate
 from analyzers._engine.arrays.low_rank import regress
-from analyzers._engine.arrays.mean_errors import alike, directions_of
+from analyzers._engine.arrays.probe_errors import (
+    Correlation,
+    Forms,
+    correlated,
+    correlation_of,
+)
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -52,11 +57,18 @@ class Product(NamedTuple):
     rounded: FloatArray  # the variance that they cause in the estimate, (step,)
     cosine: FloatArray  # between the rest of a and the rest of v, (step,)
     counts: FloatArray  # `inverse_counts` of the rest of a, (step, row); (0, 0) if not known
+    forms: Forms  # how the errors of probes add up to the error of <a, v>
 
     @property
     def alone(self) -> FloatArray:
         """Share of rounding errors in the variance, which are independent between steps, (step,)."""
         return _share(self.rounded, np.square(self.estimate.stderr))
+
+    def correlation(self, steps: Any, *, of_layers: bool) -> Correlation:
+        """Return how the errors of some steps correlate, of <a, v> or of its parts by layer."""
+        # A product with a layer is linear in the rest of `a`, because nothing divides it.
+        forms = None if of_layers else Forms(*(c[steps] for c in self.forms))
+        return correlation_of(self.aside_probes[steps], self.alone[steps], forms)
 
 
 class LayerProducts(NamedTuple):
@@ -66,6 +78,7 @@ class LayerProducts(NamedTuple):
     # The part of the errors that is one random number for all steps; the rest of the errors
     # correlates like the directions of the rest of a. (step, layer)
     common: FloatArray
+    measured: Estimate  # without what is usual of cosines: noisy and unbiased
 
 
 def displacement_product(
@@ -81,7 +94,7 @@ def displacement_product(
 ) -> Product:
     """Estimate products of displacements `a` with a vector v orthogonal to the basis."""
     # ``basis.on_basis`` is the Gram matrix. The standard error combines the errors of the
-    # cosine and of the advance; each falls with the square root of the number of probes.
+    # cosine, of the advance, and of the length that the advance leaves.
     # `rounding` (step, probe) are the variances of rounding errors of the probes of `a`.
     rounding = np.broadcast_to(rounding, a.probes.shape)
     a_on_basis, a_rest = _remove_basis(basis, a)
@@ -96,19 +109,15 @@ def displacement_product(
     v_aside = np.sqrt(np.maximum(v.sq - share**2 * f_rest.sq, 0))
     norms = np.linalg.norm(aside_probes, axis=-1) * np.linalg.norm(v_probes)
     cosine = np.clip(_ratio(aside_probes @ v_probes, norms), -1, 1)
-    cosine_error = aside * v_aside * (1 - cosine**2)
-    v_along = _ratio(abs(f_dot_v), np.sqrt(f_rest.sq))
-    advance_error = np.sqrt(a_rest.sq) * (1 - along**2) * v_along
     rounded = np.zeros(len(a.probes))
     counts: FloatArray = np.zeros((0, 0))
-    if collisions is None:
-        stderr = np.hypot(cosine_error, advance_error) / np.sqrt(v.probes.shape[-1])
-    else:
+    by_advance = by_cosine = np.full(len(a.probes), 1 / v.probes.shape[-1])
+    if collisions is not None:
         left = _rounding_sq(aside, has_end=has_end)
-        counts = inverse_counts(a_rest.probes, collisions, _share(left, a_rest.sq))
-        by_advance = counts[:, 0] * advance_error**2
+        by_advance = inverse_counts(a_rest.probes, collisions, _share(left, a_rest.sq))
+        by_advance = by_advance[:, 0]
         counts = inverse_counts(aside_probes, collisions, _share(left, aside**2))
-        by_cosine = counts[:, 1] * cosine_error**2
+        by_cosine = counts[:, 1]
         weights = _rounding_weights(
             a_rest,
             f_rest,
@@ -120,7 +129,17 @@ def displacement_product(
             cosine * v_aside,
         )
         rounded = (rounding * weights**2).sum(1)
-        stderr = np.sqrt(by_advance + by_cosine + rounded)
+    # An advance that is too long by an error leaves an `aside` that is too short.
+    turn = _ratio(aside, np.sqrt(a_rest.sq))
+    slope = turn * _ratio(f_dot_v, np.sqrt(f_rest.sq)) - along * v_aside * cosine
+    by_length = np.sqrt(by_advance) * aside * slope
+    forms = Forms(
+        along * by_length / 2,
+        turn * by_length,
+        np.sqrt(by_cosine) * aside * v_aside,
+        cosine,
+    )
+    stderr = np.sqrt(forms.variance() + rounded)
     value = advance * f_dot_v + aside * v_aside * cosine
     if collisions is not None:
         # The regression on the basis leaves v slightly oblique to the basis.
@@ -131,12 +150,13 @@ def displacement_product(
         f_on_basis,
         advance,
         aside,
-        _ratio(aside, np.sqrt(a_rest.sq)),
+        turn,
         aside_probes,
         rounding,
         rounded,
         cosine,
         counts,
+        forms,
     )
 
 
@@ -206,50 +226,57 @@ def layer_products(
     unit = np.square(norms)
     # The whole cosine is the mean of the layers' cosines, with these weights. Vectors of n
     # elements have cosines of at least 1 / sqrt(n) by chance.
+    of_whole = _ratio(norms, norms.sum(1, keepdims=True))
     told = np.isfinite(probed + expected + noise).all(1) & (whole.aside > 0)
-    weights = _mean(_ratio(norms, norms.sum(1, keepdims=True)), told)
+    weights = _mean(of_whole, told)
     scale = np.square(1 - weights) + np.square(weights).sum() - weights**2
     by_chance = scale / np.maximum(sizes, 1)
     shared = np.square(_ratio(whole.estimate.stderr, norms.sum(1)))[:, None] * unit
+    # The error of the whole is the sum of the errors of all layers, so it is a part of the error of a
+    # layer's own probes: that of a layer with most of the norm is the same error.
+    root = np.sqrt(noise)
+    tied = of_whole * root * np.minimum(root, whole.estimate.stderr[:, None])
     by_step = whole.advance[:, None] * f_dot_v + expected
     if total is not None and np.isfinite(by_step + probed).all():
-        directions = directions_of(whole.aside_probes)
+        correlation = correlation_of(whole.aside_probes)
         prior = _prior_of_sum(
             total,
             by_step,
             norms,
             shared,
-            directions,
+            correlation,
             scale=scale,
             by_chance=by_chance,
         )
-        root = np.sqrt(noise)
-        measured = _left(root * alike(directions, root), noise, total.stderr**2)
+        measured = _left(root * correlated(correlation, root), noise, total.stderr**2)
     else:
         variance = cosine_spread(
             _mean(_ratio(np.square(probed - expected), unit), told),
-            by_chance + _mean(_ratio(noise, unit), told),
+            by_chance + _mean(_ratio(noise + shared - 2 * tied, unit), told),
             scale,
             _independent(whole.aside_probes[told]),
         )
         left = (variance * scale + by_chance) * unit
-        prior = Prior(shared + left, np.zeros_like(norms), left, left)
+        prior = Prior(shared + left, np.zeros_like(norms), shared + left, left)
         measured = noise
     # The best weight of the probes makes most of the error that of the prior, whose size is
     # guessed, and differs between layers. Enough weight leaves it a small part of the variance.
-    best = _ratio(prior.left, prior.left + noise)
+    still_tied = tied * _ratio(measured, noise)
+    gain, spread = prior.left - still_tied, prior.left + measured - 2 * still_tied
+    best = np.clip(_ratio(gain, spread), 0, 1)
     odds = np.sqrt(_ratio(prior.guessed, PRIOR_ODDS * measured))
     trust = np.maximum(best, odds / (1 + odds))
     if collisions is not None:
         # No prior is needed where every element has a probe of its own.
         trust = np.where(counts == 0, 1.0, trust)
-    value = by_step + trust * (probed - expected)
-    if collisions is not None:
         removed = whole.a_on_basis - whole.advance[:, None] * whole.f_on_basis
-        value += removed @ v_dot_basis.T
+        by_step = by_step + removed @ v_dot_basis.T
+    value = by_step + trust * (probed - expected)
     common = (1 - trust) * prior.common
     variance = np.square(1 - trust) * prior.turning + trust**2 * noise + common**2
-    return LayerProducts(Estimate(value, np.sqrt(variance)), common)
+    variance += 2 * trust * (1 - trust) * tied
+    alone = Estimate(by_step + probed - expected, np.sqrt(noise))
+    return LayerProducts(Estimate(value, np.sqrt(variance)), common, alone)
 
 
 class Prior(NamedTuple):
@@ -266,7 +293,7 @@ def _prior_of_sum(
     expected: FloatArray,
     norms: FloatArray,
     shared: FloatArray,
-    directions: FloatArray,
+    correlation: Correlation,
     *,
     scale: FloatArray,
     by_chance: FloatArray,
@@ -276,7 +303,7 @@ def _prior_of_sum(
     # tell how far cosines usually are. Half of their variance is taken to be the same in all steps
     # of the window, and half of it to turn like the displacements of all layers.
     path = norms.sum(0)
-    turning = _ratio((norms * alike(directions, norms)).sum(0), path**2)
+    turning = _ratio((norms * correlated(correlation, norms)).sum(0), path**2)
     known = np.square(_ratio(total.stderr, path))
     of_whole = _mean(_ratio(shared, np.square(norms)), norms.sum(1) > 0)
     found = np.square(_ratio(total.value - expected.sum(0), path))
@@ -290,7 +317,7 @@ def _prior_of_sum(
     own = (half + by_chance) * np.square(norms) + shared
     common = np.sqrt(half) * norms
     root = np.sqrt(own)
-    mixed = root * alike(directions, root) + common * common.sum(0)
+    mixed = root * correlated(correlation, root) + common * common.sum(0)
     variance = own + common**2
     left = _left(mixed, variance, total.stderr**2)
     return Prior(own, common, left, _left(mixed, variance, 0.0))

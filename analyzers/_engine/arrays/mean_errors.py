@@ -1,17 +1,15 @@
 """How the errors of the steps of an epoch add up in a mean."""
 
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from analyzers._engine.arrays.probe_errors import Correlation, correlated
 from analyzers._engine.arrays.recurrence import Recurrence, gradient_of, states
 from analyzers._engine.arrays.window_sums import Posterior, times_covariance
 
 FloatArray = npt.NDArray[np.floating[Any]]
-
-GRAM_STEPS: Final = 1024
-"""Steps up to which products of all pairs of steps are cheaper than sums over probes."""
 
 
 class ErrorModel(NamedTuple):
@@ -23,12 +21,12 @@ class ErrorModel(NamedTuple):
     # None if the gradients say nothing of the displacements.
     recurrence: Recurrence | None
     # Standard errors of <a, v'> from the probes, (step, result): of the part of the error that
-    # correlates like the directions, and of the part that all steps share.
+    # correlates from step to step, and of the part that all steps share.
     probe_stderr: FloatArray
     probe_common: FloatArray
     probe_gain: FloatArray  # what is known better of it, see `covariance_with_sum`
     probe_share: FloatArray  # weight of the probes in <a, v'>, (step, result)
-    probe_directions: FloatArray  # see `directions_of`, (step, probe)
+    probe_correlation: Correlation  # of the first of these parts
 
 
 class RowSums(NamedTuple):
@@ -63,35 +61,12 @@ def covariance_with_sum(
     else:
         total = _telescoped(model, by_product, by_displacement, sums.spread)
     scaled = by_displacement * share * model.probe_stderr[:, None]
-    flat = scaled.reshape(len(scaled), -1)
-    mixed = alike(model.probe_directions, flat).reshape(scaled.shape)
+    mixed = correlated(model.probe_correlation, scaled)
     # A known sum of the products explains the product of the gains.
     gained = by_displacement * share * model.probe_gain[:, None]
     common = by_displacement * share * model.probe_common[:, None]
     total = total + scaled * mixed + common * common.sum(0)
     result: FloatArray = total - gained * gained.sum(0)
-    return result
-
-
-def directions_of(vectors: FloatArray, alone: FloatArray | float = 0.0) -> FloatArray:
-    """Return directions of vectors (step, probe) for `alike`; vectors that are not finite become 0."""
-    # `alone` (step,) are the shares of errors' variances that other steps do not share.
-    lengths = np.linalg.norm(vectors, axis=1)
-    is_known = (lengths > 0)[:, None]
-    out = np.zeros_like(vectors)
-    unit = np.divide(vectors, lengths[:, None], out=out, where=is_known)
-    unit *= np.sqrt(1 - np.asarray(alone))[..., None]
-    return np.asarray(np.nan_to_num(unit))
-
-
-def alike(directions: FloatArray, errors: FloatArray) -> FloatArray:
-    """Multiply errors (step, result) of <a, v'> by the correlations of different steps."""
-    # The error of <a, v'> is linear in a, so errors correlate like the directions of a. The part of
-    # a variance that a direction lacks of norm 1 is that of an error of this step alone.
-    u, n = directions, len(directions)
-    alone = 1 - np.square(u).sum(1, keepdims=True)
-    shared = (u @ u.T) @ errors if n <= GRAM_STEPS else u @ (u.T @ errors)
-    result: FloatArray = shared + alone * errors
     return result
 
 

@@ -327,10 +327,10 @@ def test_the_largest_alpha_at_beta_0(
     steps: list[tuple[float, float, float]], expected: float
 ):
     pairs = analyzers.feasible_set(hand_made(*steps))
-    np.testing.assert_allclose(pairs["largest_alpha"], expected)
+    np.testing.assert_allclose(analyzers.largest_alpha(pairs), expected)
     if np.isfinite(expected):
         at = analyzers.smallest_beta(pairs, [expected * 0.999, expected * 1.001])
         assert at[0] == 0
         assert at[1] > 0
         fewer = analyzers.feasible_set(hand_made(*steps), n_stderr=-1)
-        assert fewer["largest_alpha"] < expected
+        assert analyzers.largest_alpha(fewer) < expected

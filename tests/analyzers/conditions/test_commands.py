@@ -86,8 +86,8 @@ def test_pairs_of_several_runs(stores: list[Path], traj_analyze: Command):
     for n, row in zip((-1, 0, 1), rows(output, "products", 3), strict=True):
         shifted = analyzers.feasible_set(found, n_stderr=n)
         best = [float(shifted[name]) for name in ("best_alpha", "best_beta")]
-        if not np.isnan(pairs["largest_alpha"]):
-            best.append(float(shifted["largest_alpha"]))
+        if not np.isnan(analyzers.largest_alpha(pairs)):
+            best.append(analyzers.largest_alpha(shifted))
         found_row = [float(cell) for cell in row[-len(best) :]]
         np.testing.assert_allclose(found_row, best, rtol=1e-3)
     figure = stores[0].with_suffix(".figures") / "alpha-beta-final.png"
@@ -247,7 +247,7 @@ def test_full_batches_may_be_declared_after_recording(
     printed = " ".join(traj_analyze("alpha-beta", path, *last).split())
     assert "is feasible: report the largest alpha at beta = 0" in printed
     # Least squares is convex: the condition holds with alpha = 1 and beta = 0.
-    largest = float(stored(path, "feasible-final")["largest_alpha"])
+    largest = analyzers.largest_alpha(stored(path, "feasible-final"))
     assert largest > 1
     assert f"as estimated 0.1 0 {largest:.4g}" in printed
     assert "minibatches" not in traj_analyze("polyak-lojasiewicz", path, *last)

@@ -24,7 +24,10 @@ def datasets() -> list[xr.Dataset]:
 
 
 def pairs(best: tuple[float, float]) -> xr.Dataset:
-    variables = dict(zip(("best_alpha", "best_beta"), best, strict=True))
+    variables: dict[str, Any] = dict(
+        zip(("best_alpha", "best_beta"), best, strict=True)
+    )
+    variables |= {"alpha": ("vertex", [0.5]), "step": ("vertex", [2])}
     return xr.Dataset(variables, attrs={"min_gap": 0.1})
 
 
@@ -114,7 +117,8 @@ def test_colours_show_most_values_of_a_sign(sign: int):
 
 def test_the_largest_alpha_at_beta_0_is_marked():
     margins, boundaries = grid()
-    feasible = pairs((0.1, 0.0)).assign(largest_alpha=1.25)
+    feasible = pairs((0.1, 0.0)).drop_dims("vertex")
+    feasible = feasible.assign(alpha=("vertex", [0.1, 1.25]), step=("vertex", [-1, 0]))
     ax = plots.feasible_set(margins, feasible, boundaries)
     np.testing.assert_array_equal(ax.lines[-1].get_xydata(), [[1.25, 0.0]])
     plt.close("all")

@@ -62,7 +62,7 @@ def train(
     widths: Sequence[int] = (16, 40, 4),
     **options: Any,
 ) -> Seeded:
-    """Train a small net on noise, with 16 steps per epoch; `intervene` acts after steps."""
+    """Train a small net on noise, with 16 steps per epoch by default; `intervene` acts after steps."""
     torch.manual_seed(1)
     layers = [
         layer for n, m in pairwise(widths) for layer in (nn.Linear(n, m), nn.Tanh())
@@ -71,14 +71,14 @@ def train(
     inputs, targets = torch.randn(256, widths[0]), torch.randn(256, widths[-1])
     optimizer = make(model)
     first = [group["lr"] for group in optimizer.param_groups]
-    options = {"sketch_bits": 1024, "probes": 256, "total_steps": n_steps} | options
+    sizes = {"sketch_bits": 1024, "probes": 256}
+    options = sizes | {"steps_per_epoch": 16, "total_steps": n_steps} | options
     recorders = [
         Recorder(
             folder / f"{seed}.zarr",
             model,
             optimizer,
             seed=seed,
-            steps_per_epoch=16,
             **options,
         )
         for seed in range(n_seeds)

@@ -1,6 +1,7 @@
 """Test that recorded sums of displacements sharpen distances, with honest errors."""
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,18 @@ def test_sums_sharpen_the_distances_of_layers(trained: Seeded):
         scores.append(rms(z[:, 1:3][..., large]))
     assert errors[0] < 0.6 * errors[1]
     assert 0.6 < scores[0] < 1.4
+
+
+def test_precise_sums_know_that_anchors_are_rounded(tmp_path: Path):
+    """With 16 bits a number, most of the error is the rounding error of the next anchor."""
+    options = PACKED | {"sketch_bits": 1 << 16, "steps_per_epoch": 32}
+    trained = train(tmp_path, adam, n_seeds=1, n_steps=512, **options)
+    assert trained.runs[0].spec.displacement_sum
+    truth = trained.exact()["distance"].reshape(-1, 32).mean(1)
+    means = [analyzers.epoch_means(g) for g in geometries(trained.runs)]
+    _, z = errors_of(means, truth, "distance")
+    # Fourteen independent values.
+    assert 0.5 < rms(z[:, 1:-1]) < 1.5
 
 
 def test_a_sum_that_does_not_fit_is_left_out(trained: Seeded):

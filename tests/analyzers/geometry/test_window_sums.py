@@ -14,6 +14,9 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 import analyzers
+from analyzers._engine import measured_window
+from analyzers._engine.arrays.displacement_product import layer_products
+from analyzers._engine.arrays.geometry import Estimate
 from analyzers.geometry import path_geometry as module
 from tests.analyzers.geometry.seeded import Seeded, flat, train
 from trajstore import Recorder, open_run
@@ -102,6 +105,26 @@ def test_sums_sharpen_means_and_errors_stay_honest(tmp_path: Path, case: Case):
         _, earlier = errors(before, exact, name)
         ratio = np.sqrt((after[:, 1:3] ** 2).mean() / (earlier[:, 1:3] ** 2).mean())
         assert ratio < case.gain, name
+
+
+def test_layers_with_sums_need_no_guess(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What is usual of layers does not count between the ends of a window."""
+    trained = train(tmp_path, CASES["plain"].make, n_seeds=1)
+    [expected] = geometries(trained, layers=True)
+
+    def misled(*arguments: Any, **options: Any) -> Any:
+        found = layer_products(*arguments, **options)
+        value, stderr = found.estimate
+        value = value.copy()
+        value[1:-1] += 1
+        return found._replace(estimate=Estimate(value, stderr))
+
+    monkeypatch.setattr(measured_window, "layer_products", misled)
+    [found] = geometries(trained, layers=True)
+    assert (found.uses_window_sum == 1).all()
+    np.testing.assert_allclose(found.distance, expected.distance)
 
 
 class Clipping(SGD):

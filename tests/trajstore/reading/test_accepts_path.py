@@ -38,5 +38,6 @@ def test_a_target_may_be_the_path_of_another_run(path: Path, kind: type):
 
 @pytest.mark.parametrize("name", ["absent.zarr", "", "\x00", "a" * 5000])
 def test_a_name_that_is_no_path_is_a_snapshot(path: Path, name: str):
-    with pytest.raises(KeyError, match="No snapshot"):
+    with pytest.raises(KeyError, match="No snapshot") as caught:
         find_target(open_run(path), name)
+    assert ("Nor is there a store" in str(caught.value)) == (name == "absent.zarr")

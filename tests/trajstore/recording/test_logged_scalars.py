@@ -1,6 +1,8 @@
 """Logged scalars and learning rates."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +81,33 @@ def test_scalars_after_the_last_step_keep_the_others_of_its_row(tmp_path: Path):
 
 def test_scalars_of_a_run_without_steps_are_dropped(tmp_path: Path):
     training = regression()
-    with Recorder(
-        tmp_path / "run", training.model, training.optimizer, **SMALL
-    ) as recorder:
-        recorder.log(alone=1)
+    recorder = Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL)
+    recorder.log(alone=1)
+    with pytest.warns(UserWarning, match=r"Values were logged.*saw no optimizer step"):
+        recorder.close()
     run = open_run(tmp_path / "run")
     assert (run.n_steps, run.status) == (0, "complete")
+
+
+@pytest.mark.parametrize("n_lost", [9, 10])
+def test_a_recorder_whose_optimizer_is_no_longer_used_is_told_of(
+    n_lost: int, tmp_path: Path
+):
+    """The loop goes on with copies of the model and the optimizer."""
+    training = regression()
+    recorder = Recorder(tmp_path / "run", training.model, training.optimizer, **SMALL)
+    for step in range(12):
+        recorder.log(loss=step)
+        take_step(training, step)
+    model, optimizer = deepcopy((training.model, training.optimizer))
+    for step in range(n_lost):
+        recorder.log(loss=step, other=1)
+        model(torch.ones(2, 40)).square().mean().backward()
+        optimizer.step()
+    told = pytest.warns(UserWarning, match="logged 10 times after the last step")
+    with told if n_lost == 10 else nullcontext():
+        recorder.close()
+    assert open_run(tmp_path / "run").n_steps == 12
 
 
 def test_logged_tensors_are_copies(tmp_path: Path):

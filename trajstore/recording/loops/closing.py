@@ -1,10 +1,14 @@
 """Tell what a recording lacks when it is closed."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from trajstore.recording.loops.watch import LoopWatch, added_message
 from trajstore.recording.session import Session
 from trajstore.tracking.backends.memory import UnrecordableStateError
+
+UNSEEN: Final = 10
+"""Number of values of a scalar after the last step from which steps seem to be missing."""
 
 
 def changes_at_end(
@@ -21,11 +25,21 @@ def changes_at_end(
             "The parameters have changed since the last optimizer step. Their "
             "current values are stored as the final iterate."
         )
-    if not has_stepped and session.have_parameters_changed():
+    n_logged = watch.n_logged()
+    have_changed = not has_stepped and session.have_parameters_changed()
+    if have_changed or (n_logged and not has_stepped):
+        found = "The parameters have changed" if have_changed else "Values were logged"
         yield (
-            "The parameters have changed, but the recorder saw no optimizer step and "
+            f"{found}, but the recorder saw no optimizer step and "
             "recorded nothing. Give it the optimizer whose step() is called, or put "
             "`with recorder.step():` around every update of the parameters."
+        )
+    elif n_logged >= UNSEEN:
+        yield (
+            f"Values were logged {n_logged} times after the last step that the recorder saw. "
+            "Steps that were skipped, for example by a GradScaler, are no rows. If training "
+            "went on, the optimizer that the recorder was given did not take these steps, and "
+            "they are not recorded: make a recorder for each optimizer and its model."
         )
 
 

@@ -74,6 +74,8 @@ class LoopWatch:
         self._is_measured_early = self._is_written = False
         self._gradients: GradientVersions | None = None
         self._warned: set[str] = set()
+        # How often each scalar was logged since the last step.
+        self._n_logged: dict[str, int] = {}
         self.rounding = Rounding(self._tracker.parameters, session.spec)
 
     def track(self, tensors: list[Tensor | None], *, idle: list[int]) -> None:
@@ -195,9 +197,18 @@ class LoopWatch:
         """Whether an optimizer has the gradients that were noted, if any were."""
         return self._gradients is None or self._gradients.match(optimizer)
 
+    def note_logged(self, name: str) -> None:
+        """Count a scalar that was logged."""
+        self._n_logged[name] = self._n_logged.get(name, 0) + 1
+
+    def n_logged(self) -> int:
+        """Return how often the most frequent scalar was logged since the last step."""
+        return max(self._n_logged.values(), default=0)
+
     def end(self) -> None:
         """Note the parameters and forget the gradients when a step has been taken."""
         self._gradients = None
+        self._n_logged.clear()
         self._marks_after = self._marks.read()
         # Parameters may become float64 in the middle of a run.
         rounding = self.rounding

@@ -227,16 +227,20 @@ def test_layers_are_drawn_towards_the_cosine_of_the_whole():
     expected = norms * (left / norms.sum(1))[:, None]
     trust = (value - along - expected) / (own - expected)
     assert ((trust > 0) & (trust < 1)).all()
+    # The cosine of the whole vectors has an error, too, and the error of the layer's own probes is
+    # a part of it.
+    stated, share = whole.estimate.stderr[:-1, None], norms / norms.sum(1)[:, None]
+    whole_sq = (share * stated) ** 2
+    tied = share * np.sqrt(noise) * np.minimum(np.sqrt(noise), stated)
     # The probes get their best weight, or as much as leaves the prior a third of their part of the
-    # variance. The spread
-    # of the layers' cosines, which the prior guesses, is the same in all steps.
+    # variance. The spread of the layers' cosines, which the prior guesses, is the same in all steps.
     odds = trust / (1 - trust)
-    prior = noise * np.minimum(odds, PRIOR_ODDS * odds**2)
+    best = odds * (noise - tied) + tied - whole_sq
+    prior = np.minimum(best, PRIOR_ODDS * odds**2 * noise)
     spread = prior / norms**2
     np.testing.assert_allclose(spread / spread[0], 1, rtol=0.05)
-    # The cosine of the whole vectors has an error, too.
-    whole_error = norms * (whole.estimate.stderr[:-1] / norms.sum(1))[:, None]
-    variance = (1 - trust) ** 2 * (prior + whole_error**2) + trust**2 * noise
+    variance = (1 - trust) ** 2 * (prior + whole_sq) + trust**2 * noise
+    variance += 2 * trust * (1 - trust) * tied
     np.testing.assert_allclose(stderr, np.sqrt(variance), rtol=1e-5)
 
 

@@ -9,7 +9,7 @@ from analyzers._engine.arrays.displacement_product import (
     Product,
     displacement_product,
 )
-from analyzers._engine.arrays.mean_errors import alike, directions_of
+from analyzers._engine.arrays.probe_errors import correlated, correlation_of
 
 SIZE, STEPS = 40, 400
 SPACING = 2.0**-10
@@ -85,5 +85,5 @@ def test_errors_of_one_step_are_not_shared_with_other_steps():
     alone = np.array([0.0, 1.0, 0.5, 0.25, 1.0])
     shares = np.sqrt(1 - alone)
     correlation = shares[:, None] * (unit @ unit.T) * shares + np.diag(alone)
-    directions = directions_of(vectors, alone)
-    np.testing.assert_allclose(alike(directions, errors), correlation @ errors)
+    found = correlated(correlation_of(vectors, alone), errors)
+    np.testing.assert_allclose(found, correlation @ errors)

@@ -31,8 +31,9 @@ class Path(NamedTuple):
     products: np.ndarray  # (step, layer)
 
 
-def unlike_path(rng: np.random.Generator) -> Path:
+def unlike_path(rng: np.random.Generator, first: float = 1.0) -> Path:
     """Return a path that leaves its straight line, in some layers more along v than in others."""
+    # Vectors are `first` times as long in the first layer.
     f, v = rng.normal(size=(2, N_LAYERS * SIZE))
     v += 0.3 * f
     time = np.arange(1, STEPS + 1)[:, None] / (STEPS + 1)
@@ -41,6 +42,8 @@ def unlike_path(rng: np.random.Generator) -> Path:
     cosines = np.repeat(COSINES, SIZE)
     aside = own * np.cos(1.5 * time) + turning * np.sin(1.5 * time) + cosines * v
     a = time * f + 1.5 * bulge * aside
+    for vectors in (a, f, v):
+        vectors[..., LAYERS[0]] *= first
     return Path(a, f, v, by_layer(a, v))
 
 
@@ -48,7 +51,9 @@ def by_layer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.stack([x[..., part] @ y[part] for part in LAYERS], -1)
 
 
-def estimated(path: Path, rng: np.random.Generator, *, has_sum: bool) -> np.ndarray:
+def estimated(
+    path: Path, rng: np.random.Generator, *, has_sum: bool, is_guessed: bool
+) -> np.ndarray:
     """Return errors over standard errors, by step and layer."""
     signs = rng.choice([-1.0, 1.0], size=(PROBES, path.f.size))
     probes = signs / np.sqrt(PROBES)
@@ -66,7 +71,7 @@ def estimated(path: Path, rng: np.random.Generator, *, has_sum: bool) -> np.ndar
         stderr = SUM_STDERR * lengths.sum(0)
         total = Estimate(path.products.sum(0) + stderr * rng.normal(size=10), stderr)
     empty = np.zeros((N_LAYERS, 1))
-    (value, stderr), common = layer_products(
+    (value, stderr), common, measured = layer_products(
         whole,
         a_sq=np.array([by_layer(a, a) for a in path.a]),
         a_dot_basis=np.zeros((STEPS, N_LAYERS, 1)),
@@ -82,6 +87,8 @@ def estimated(path: Path, rng: np.random.Generator, *, has_sum: bool) -> np.ndar
     )
     if total is not None:
         value, stderr = meeting(total, value, stderr, common, whole.aside_probes)
+    if not is_guessed:
+        value, stderr = measured
     z: np.ndarray = (value - path.products) / stderr
     return z
 
@@ -107,14 +114,33 @@ def meeting(
     return Estimate(value, stderr)
 
 
-@pytest.mark.parametrize("has_sum", [False, True], ids=["probes", "with their sum"])
-def test_errors_are_honest_in_every_layer(has_sum: bool):
+@pytest.mark.parametrize(
+    ("has_sum", "is_guessed"),
+    [(False, True), (True, True), (False, False)],
+    ids=["probes", "with their sum", "without a guess"],
+)
+def test_errors_are_honest_in_every_layer(*, has_sum: bool, is_guessed: bool):
     z = []
     for seed in range(6):
         rng = np.random.default_rng(seed)
         path = unlike_path(rng)
-        z += [estimated(path, rng, has_sum=has_sum) for _ in range(12)]
+        z += [
+            estimated(path, rng, has_sum=has_sum, is_guessed=is_guessed)
+            for _ in range(12)
+        ]
     scores = np.sqrt(np.mean(np.square(z), axis=(0, 1)))
     # Of the 72 draws of the probes, the directions of a window's steps are two or three.
     assert (scores > 0.75).all()
     assert (scores < 1.25).all()
+
+
+def test_errors_of_a_layer_with_most_of_the_norm_are_those_of_the_whole():
+    z = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        path = unlike_path(rng, first=6.0)
+        z += [
+            estimated(path, rng, has_sum=False, is_guessed=True)[:, 0]
+            for _ in range(24)
+        ]
+    assert 0.85 < np.sqrt(np.mean(np.square(z))) < 1.15

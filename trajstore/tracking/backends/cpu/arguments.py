@@ -13,8 +13,9 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import int64, types
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
 from numba.np.numpy_support import as_dtype
+
+from trajstore.tracking.backends.cpu.views import emit_array
 
 WORD: Final = 8
 """Size of a word in bytes."""
@@ -86,30 +87,10 @@ def arguments_at(*argument_types: Any) -> Callable[[int], Any]:
             first = word()
             if isinstance(argument_type, types.Array):
                 shape = [word() for _ in range(argument_type.ndim)]
-                first = _array(context, builder, argument_type, first, shape)
+                element = context.get_data_type(argument_type.dtype)
+                data = builder.inttoptr(first, element.as_pointer())
+                first = emit_array(context, builder, argument_type, data, shape)
             values.append(first)
         return context.make_tuple(builder, result, values)
 
     return cast("Callable[[int], Any]", intrinsic(infer_type))
-
-
-def _array(
-    context: Any, builder: Any, array_type: Any, address: Any, shape: list[Any]
-) -> Any:
-    """Emit a row-major array at an address, which does not own its memory."""
-    element = context.get_data_type(array_type.dtype)
-    stride = ir.Constant(address.type, context.get_abi_sizeof(element))
-    strides: list[Any] = []
-    for n in reversed(shape):
-        strides.insert(0, stride)
-        stride = builder.mul(stride, n)
-    array = make_array(array_type)(context, builder)
-    populate_array(
-        array,
-        data=builder.inttoptr(address, element.as_pointer()),
-        shape=shape,
-        strides=strides,
-        itemsize=ir.Constant(address.type, context.get_abi_sizeof(element)),
-        meminfo=None,
-    )
-    return array._getvalue()

@@ -3,12 +3,9 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from operator import is_
-from threading import Lock
 from typing import Any, Final, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,7 +18,7 @@ from trajstore.tracking.backends.columns import measured_columns
 from trajstore.tracking.backends.cpu import measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
 from trajstore.tracking.backends.cpu.arguments import Arguments
-from trajstore.tracking.backends.cpu.compiling import ANNOUNCER, run_in_threads
+from trajstore.tracking.backends.cpu.compiling import compile_waiting, on_threads
 from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
 from trajstore.tracking.backends.cpu.ranges import START, bounds_of, ranges_of
 from trajstore.tracking.backends.memory import huge_zeros
@@ -42,15 +39,11 @@ BLOCKS_PER_THREAD: Final = 128
 STEP_SIGNS: Final = int(Role.STEP)
 """`Role.STEP` as an int, because Numba needs 25 microseconds to convert an enumeration member."""
 
-NUMBA_LOCK: Final = Lock()
-"""Held while kernels run in Numba's threads; not all threading layers allow two callers."""
-
 CPU: Final = torch.device("cpu")
 
 NO_ENERGY: Final = np.zeros(0)
 
-# The imports above have compiled the kernels.
-ANNOUNCER.finish()
+compile_waiting()
 
 
 class _Columns(NamedTuple):
@@ -172,14 +165,14 @@ class CPUBackend:
             columns=columns.updates,
             checks=np.zeros((n_parts, layers), np.int64),
         )
-        run_after = _on_threads(n_parts, measuring.measure_after)
+        run_after = on_threads(n_parts, measuring.measure_after)
         if n_parts > 1:
             # Start threads, and compile what they need, before the first step: without blocks.
             with preserve_torch_threads():
                 run_after(after.address)
         after.set("bounds", bounds)
         return _Kernels(
-            _on_threads(n_parts, measuring.measure_before),
+            on_threads(n_parts, measuring.measure_before),
             run_after,
             before,
             after,
@@ -435,20 +428,3 @@ def _columns(spec: RunSpec) -> _Columns:
         updates=np.array([after.starts[name] for name in measuring.UPDATES]),
         grad_sq=grad_sq,
     )
-
-
-def _on_threads(n_threads: int, kernel: Any) -> Callable[[int], None]:
-    """Return a function that runs a kernel on the only part, or on all parts in threads."""
-    if n_threads == 1:
-        return partial(kernel, 0)
-
-    def run(arguments: int) -> None:
-        with NUMBA_LOCK:
-            n_before = numba.get_num_threads()
-            numba.set_num_threads(min(n_threads, n_before))
-            try:
-                run_in_threads(kernel, n_threads, arguments)
-            finally:
-                numba.set_num_threads(n_before)
-
-    return run

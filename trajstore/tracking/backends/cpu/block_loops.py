@@ -26,14 +26,14 @@ LEAST_MAGNITUDES: Final = BLOCK**2 * LEAST_SUM
 """The same for the product of the sums of magnitudes of two vectors."""
 
 
-@loop
+@inlined
 def subtract(a: Floats, b: Floats, out: Floats) -> None:
     """Set `out` to a - b."""
     for i in range(len(a)):
         out[i] = a[i] - b[i]
 
 
-@loop
+@inlined
 def products(a: Floats, b: Floats, c: Floats) -> tuple[np.float32, np.float32]:
     """Return <a, c> and <b, c>."""
     first = second = np.float32(0)
@@ -58,10 +58,10 @@ def _subtraction(_context: Any, _a: Any, _b: Any) -> Any:
 _difference: Final = intrinsic(_subtraction)
 
 
-@inlined
-def measure_update(
+@loop
+def update_products(
     parameter: Floats, anchor: Floats, displacement: Floats
-) -> tuple[np.float32, np.float32]:
+) -> tuple[np.float64, np.float64]:
     """Return <u, u> and <u, a> of the update u since the displacement was a."""
     square = product = np.float32(0)
     for i in range(len(parameter)):
@@ -69,21 +69,15 @@ def measure_update(
         u = _difference(_difference(parameter[i], anchor[i]), displacement[i])
         square += u * u
         product += u * displacement[i]
-    return square, product
-
-
-@inlined
-def measure_update_in_doubles(
-    parameter: Floats, anchor: Floats, displacement: Floats
-) -> tuple[np.float64, np.float64]:
-    """Return the same, in float64."""
-    square = product = np.float64(0)
+    if LEAST_SUM < square < np.inf and abs(product) < np.inf:
+        return np.float64(square), np.float64(product)
+    wide_square = wide_product = np.float64(0)
     for i in range(len(parameter)):
         a = displacement[i]
-        u = np.float64(_difference(_difference(parameter[i], anchor[i]), a))
-        square += u * u
-        product += u * np.float64(a)
-    return square, product
+        wide = np.float64(_difference(_difference(parameter[i], anchor[i]), a))
+        wide_square += wide * wide
+        wide_product += wide * np.float64(a)
+    return wide_square, wide_product
 
 
 @inlined
@@ -112,25 +106,6 @@ def measure_vectors(
     return g_previous, g_g, g_a, g_r, a_a, a_r
 
 
-@inlined
-def magnitude(a: Floats) -> np.float32:
-    """Return the sum of the absolute values of a."""
-    # The compiler would not vectorise a maximum.
-    magnitude = np.float32(0)
-    for i in range(len(a)):
-        magnitude += abs(a[i])
-    return magnitude
-
-
-@inlined
-def product_in_doubles(a: Floats, b: Floats) -> np.float64:
-    """Return <a, b>, computed in float64."""
-    total = np.float64(0)
-    for i in range(len(b)):
-        total += np.float64(a[i]) * np.float64(b[i])
-    return total
-
-
 @loop
 def in_range(product: np.float32, a: Floats, b: Floats) -> np.float64:
     """Return <a, b>, which is `product` unless that has left the range of float32."""
@@ -138,12 +113,18 @@ def in_range(product: np.float32, a: Floats, b: Floats) -> np.float64:
         return np.float64(product)
     if abs(product) <= LEAST_SUM:
         # A product that is 0 is right if one of the vectors is 0, or if they do not meet.
-        bound = np.float64(magnitude(a))
-        if bound > 0:
-            bound *= np.float64(magnitude(b))
+        # The compiler would not vectorise a maximum of the magnitudes.
+        size_of_a = size_of_b = np.float32(0)
+        for i in range(len(b)):
+            size_of_a += abs(a[i])
+            size_of_b += abs(b[i])
+        bound = np.float64(size_of_a) * np.float64(size_of_b)
         if bound == 0 or bound > LEAST_MAGNITUDES:
             return np.float64(product)
-    return product_in_doubles(a, b)
+    total = np.float64(0)
+    for i in range(len(b)):
+        total += np.float64(a[i]) * np.float64(b[i])
+    return total
 
 
 @inlined
@@ -183,21 +164,3 @@ def fold_both(
         sign = row_sign * signs[i]
         gradient_fold[i] += sign * gradient[i]
         displacement_fold[i] += sign * displacement[i]
-
-
-@loop
-def update_products(
-    parameter: Floats, anchor: Floats, displacement: Floats
-) -> tuple[np.float64, np.float64]:
-    """Return `measure_update`, in float64 where that leaves the range of float32."""
-    u_u, u_a = measure_update(parameter, anchor, displacement)
-    if LEAST_SUM < u_u < np.inf and abs(u_a) < np.inf:
-        return np.float64(u_u), np.float64(u_a)
-    return measure_update_in_doubles(parameter, anchor, displacement)
-
-
-@loop
-def clear(vector: Any) -> None:
-    """Set a vector to 0."""
-    for i in range(len(vector)):
-        vector[i] = 0

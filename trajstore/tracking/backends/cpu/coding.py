@@ -28,35 +28,22 @@ Levels = npt.NDArray[np.int32]
 LEAST_ENERGY: Final = 1e-33
 """Sums of up to 2^16 squares that are larger have not lost digits in float32."""
 
-_FLOATS = float32[::1]
+_FLOATS, _LEVELS = float32[::1], int32[::1]
 
 
-@inlined
-def _norms(a: Floats) -> tuple[np.float32, np.float32]:
-    """Return |a|^2 and the sum of the absolute values of a."""
+@loop
+def _energy_and_magnitude(a: Floats) -> tuple[np.float64, np.float32]:
+    """Return |a|^2, in float64 where that leaves the range of float32, and the sum of |a_i|."""
     energy = magnitude = np.float32(0)
     for i in range(len(a)):
         energy += a[i] * a[i]
         magnitude += abs(a[i])
-    return energy, magnitude
-
-
-@inlined
-def _energy_in_doubles(a: Floats) -> np.float64:
-    """Return |a|^2, computed in float64."""
-    energy = np.float64(0)
-    for i in range(len(a)):
-        energy += np.float64(a[i]) * np.float64(a[i])
-    return energy
-
-
-@inlined
-def _energy_and_magnitude(a: Floats) -> tuple[np.float64, np.float32]:
-    """Return `_norms`, with |a|^2 in float64 where that leaves the range of float32."""
-    energy, magnitude = _norms(a)
     if LEAST_ENERGY < energy < np.inf or magnitude == 0:
         return np.float64(energy), magnitude
-    return _energy_in_doubles(a), magnitude
+    wide = np.float64(0)
+    for i in range(len(a)):
+        wide += np.float64(a[i]) * np.float64(a[i])
+    return wide, magnitude
 
 
 @inlined
@@ -68,26 +55,30 @@ def _scale(energy: np.float64, product: np.float32) -> np.float64:
     return scale if scale >= LEAST_SCALE else np.float64(np.nan)
 
 
-def _gather_bits(_context: Any, _address: Any, _target: Any) -> Any:
-    """Write 64 signs as bits in the order of `sketching`: 1 for numbers >= 0, else 0."""
+def _gather_bits(n: int) -> Any:
+    """Return a function for kernels that writes n signs as bits: 1 for numbers >= 0, else 0."""
+
+    def infer_type(_context: Any, _address: Any, _target: Any) -> Any:
+        return void(int64, int64), generate_code
 
     def generate_code(
         context: Any, builder: Any, _signature: Any, arguments: Any
     ) -> Any:
         address, target = arguments
-        vector_type, word = ir.VectorType(ir.FloatType(), 64), ir.IntType(64)
+        vector_type, word = ir.VectorType(ir.FloatType(), n), ir.IntType(n)
         pointer = builder.inttoptr(address, vector_type.as_pointer())
         values = builder.load(pointer, align=4)
-        zeros = ir.Constant(vector_type, [0.0] * 64)
+        zeros = ir.Constant(vector_type, [0.0] * n)
         bits = builder.bitcast(builder.fcmp_ordered(">=", values, zeros), word)
         pointer = builder.inttoptr(target, word.as_pointer())
         builder.store(reverse_bits_in_bytes(builder, bits), pointer, align=1)
         return context.get_dummy_value()
 
-    return void(int64, int64), generate_code
+    return intrinsic(infer_type)
 
 
-_pack_word: Final = intrinsic(_gather_bits)
+_pack_word: Final = _gather_bits(64)
+_pack_byte: Final = _gather_bits(8)
 
 
 @inlined
@@ -97,10 +88,7 @@ def _pack(a: Floats, code: npt.NDArray[np.uint8]) -> None:
     for i in range(n_words):
         _pack_word(address + 4 * 64 * i, target + 8 * i)
     for i in range(8 * n_words, len(code)):
-        byte = 0
-        for k in range(8):
-            byte = (byte << 1) | (a[8 * i + k] >= 0)
-        code[i] = byte
+        _pack_byte(address + 4 * 8 * i, target + i)
 
 
 @compiled_when_called(_FLOATS, uint8[::1], _FLOATS)
@@ -118,7 +106,7 @@ def code_signs(
     _pack(numbers, code)
 
 
-@loop
+@inlined
 def _find_levels_of_2_bits(
     a: Floats, scale: np.float32, borders: Floats, found: Levels
 ) -> None:
@@ -130,7 +118,7 @@ def _find_levels_of_2_bits(
         found[i] = level
 
 
-@loop
+@inlined
 def _find_levels_of_4_bits(
     a: Floats, scale: np.float32, borders: Floats, found: Levels
 ) -> None:
@@ -142,7 +130,7 @@ def _find_levels_of_4_bits(
         found[i] = level
 
 
-@loop
+@inlined
 def _find_levels_from_guide(
     a: Floats, scale: np.float32, guide: Floats, found: Levels
 ) -> None:
@@ -160,7 +148,7 @@ def _find_levels_from_guide(
         found[i] = np.int32(low + (guide[cell + 1] - low) * inside)
 
 
-@loop
+@inlined
 def _product_with_levels(a: Floats, levels: Floats, found: Levels) -> np.float32:
     """Return the product of a with the levels that were found for it."""
     total = np.float32(0)
@@ -169,28 +157,19 @@ def _product_with_levels(a: Floats, levels: Floats, found: Levels) -> np.float32
     return total
 
 
-@loop
-def _pack_few_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
-    """Write the numbers of levels with 2 or 4 bits each, highest bit first."""
-    if bits == 4:
-        for i in range(len(code)):
-            code[i] = (found[2 * i] << 4) | found[2 * i + 1]
-    else:
-        for i in range(len(code)):
-            first, second = found[4 * i] << 6, found[4 * i + 1] << 4
-            code[i] = first | second | (found[4 * i + 2] << 2) | found[4 * i + 3]
+@inlined
+def _pack_2_bits(found: Levels, code: npt.NDArray[np.uint8]) -> None:
+    """Write the numbers of levels with 2 bits each, highest bit first."""
+    for i in range(len(code)):
+        first, second = found[4 * i] << 6, found[4 * i + 1] << 4
+        code[i] = first | second | (found[4 * i + 2] << 2) | found[4 * i + 3]
 
 
-@loop
-def _pack_many_levels(found: Levels, bits: int, code: npt.NDArray[np.uint8]) -> None:
-    """Write the numbers of levels with 8 or 16 bits each, highest bit first."""
-    if bits == 16:
-        for i in range(len(found)):
-            code[2 * i] = found[i] >> 8
-            code[2 * i + 1] = found[i] & 255
-    else:
-        for i in range(len(found)):
-            code[i] = found[i]
+@inlined
+def _pack_4_bits(found: Levels, code: npt.NDArray[np.uint8]) -> None:
+    """Write the numbers of levels with 4 bits each, highest bit first."""
+    for i in range(len(code)):
+        code[i] = (found[2 * i] << 4) | found[2 * i + 1]
 
 
 @inlined
@@ -202,9 +181,8 @@ def _inverse_deviation(energy: np.float64, n: int) -> np.float32:
     return inverse
 
 
-@compiled_when_called(int64, _FLOATS, _FLOATS, int32[::1], _FLOATS, uint8[::1], _FLOATS)
-def code_few_levels(
-    bits: int,  # number of bits per number, 2 or 4
+@compiled_when_called(_FLOATS, _FLOATS, _LEVELS, _FLOATS, uint8[::1], _FLOATS)
+def code_2_bits(
     levels: Floats,  # (2^bits,)
     borders: Floats,  # (2^bits - 1,)
     found: Levels,  # (number,): memory for the numbers of levels; overwritten
@@ -212,34 +190,49 @@ def code_few_levels(
     code: npt.NDArray[np.uint8],  # (bits * number / 8,): overwritten
     scales: Floats,  # (block,): overwritten
 ) -> None:
-    """Code numbers with 2 or 4 bits each, as `trajstore.sketch.levels` does."""
+    """Code numbers with 2 bits each, as `trajstore.sketch.levels` does."""
     block = len(numbers) // len(scales)
     for i in range(len(scales)):
         part = part_of(numbers, i * block, block)
         found_here = part_of(found, i * block, block)
         energy, _ = _energy_and_magnitude(part)
         inverse = _inverse_deviation(energy, block)
-        if bits == 2:
-            _find_levels_of_2_bits(part, inverse, borders, found_here)
-        else:
-            _find_levels_of_4_bits(part, inverse, borders, found_here)
+        _find_levels_of_2_bits(part, inverse, borders, found_here)
         scales[i] = _scale(energy, _product_with_levels(part, levels, found_here))
-    _pack_few_levels(found, bits, code)
+    _pack_2_bits(found, code)
 
 
-# Apart from the function above, because few recordings need both, and compiling takes long.
-@compiled_when_called(int64, _FLOATS, _FLOATS, int32[::1], _FLOATS, uint8[::1], _FLOATS)
-def code_many_levels(
-    bits: int,  # number of bits per number, 8 or 16
+# A function of its own, because few recordings need both, and compiling takes long.
+@compiled_when_called(_FLOATS, _FLOATS, _LEVELS, _FLOATS, uint8[::1], _FLOATS)
+def code_4_bits(
     levels: Floats,
-    guide: Floats,  # (cell,): see `trajstore.sketch.levels.guide`
-    # The other arguments are as in `code_few_levels`.
+    borders: Floats,
     found: Levels,
     numbers: Floats,
     code: npt.NDArray[np.uint8],
     scales: Floats,
 ) -> None:
-    """Code numbers with 8 or 16 bits each, as `trajstore.sketch.levels` does."""
+    """Code numbers with 4 bits each, as `trajstore.sketch.levels` does."""
+    block = len(numbers) // len(scales)
+    for i in range(len(scales)):
+        part = part_of(numbers, i * block, block)
+        found_here = part_of(found, i * block, block)
+        energy, _ = _energy_and_magnitude(part)
+        inverse = _inverse_deviation(energy, block)
+        _find_levels_of_4_bits(part, inverse, borders, found_here)
+        scales[i] = _scale(energy, _product_with_levels(part, levels, found_here))
+    _pack_4_bits(found, code)
+
+
+@compiled_when_called(_FLOATS, _FLOATS, _LEVELS, _FLOATS, _FLOATS)
+def find_many_levels(
+    levels: Floats,
+    guide: Floats,  # (cell,): see `trajstore.sketch.levels.guide`
+    found: Levels,  # (number,): overwritten with the numbers of levels
+    numbers: Floats,  # (number,)
+    scales: Floats,  # (block,): overwritten
+) -> None:
+    """Find the levels of numbers that have 8 or 16 bits each, as `trajstore.sketch.levels` does."""
     block = len(numbers) // len(scales)
     for i in range(len(scales)):
         part = part_of(numbers, i * block, block)
@@ -248,4 +241,17 @@ def code_many_levels(
         inverse = _inverse_deviation(energy, block)
         _find_levels_from_guide(part, inverse, guide, found_here)
         scales[i] = _scale(energy, _product_with_levels(part, levels, found_here))
-    _pack_many_levels(found, bits, code)
+
+
+def code_many_levels(
+    bits: int,  # number of bits per number, 8 or 16
+    levels: Floats,
+    guide: Floats,
+    found: Levels,
+    numbers: Floats,
+    code: npt.NDArray[np.uint8],  # (bits * number / 8,): overwritten
+    scales: Floats,
+) -> None:
+    """Code numbers with 8 or 16 bits each, highest byte first."""
+    find_many_levels(levels, guide, found, numbers, scales)
+    code.view(f">u{bits // 8}")[:] = found

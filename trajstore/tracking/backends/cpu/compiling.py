@@ -1,17 +1,18 @@
 """Compile loops with Numba, for the kernels of CPUs.
 
-Numba compiles a function when its module is first imported, and keeps the result on disk until a
+Numba compiles a function when `backend` is first imported, and keeps the result on disk until a
 file of this package changes. How long that takes depends on how much code it is given: kernels
-view parts of arrays with `views`, allocate no memory, and call loops that Python cannot call.
+view parts of arrays with `views`, allocate no memory, and contain the functions that they call.
 """
 
 import gc
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any, Final, TypeVar, cast
 
@@ -24,6 +25,9 @@ from numba.extending import intrinsic
 from trajstore.tracking.backends.threads import preserve_torch_threads
 
 LOGGER: Final = logging.getLogger("trajstore")
+
+NUMBA_LOCK: Final = Lock()
+"""Held while kernels run in Numba's threads; not all threading layers allow two callers."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,8 +78,20 @@ def _sources() -> str:
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
+_WAITING: Final[list[tuple[Any, Any]]] = []
+"""Kernels, and their signatures, that `compile_waiting` compiles."""
+
+
 def jit(function: F, *signature: Any, **options: Any) -> F:
     """Compile a function for arguments of these types, or when it is called."""
+    dispatcher = _with_cache(function, **options)
+    if signature and not config.DISABLE_JIT:
+        _compile((dispatcher, *signature))
+    return cast("F", dispatcher)
+
+
+def _with_cache(function: F, **options: Any) -> Any:
+    """Return a function that will be compiled, and whose result is kept on disk."""
     options = _OPTIONS | options
     dispatcher = numba.njit(**options)(function)
     if config.DISABLE_JIT:
@@ -88,10 +104,30 @@ def jit(function: F, *signature: Any, **options: Any) -> F:
         # Numba compares the file of the function only.
         index = dispatcher._cache._cache_file
         index._source_stamp = index._source_stamp, _sources()
-    if signature:
-        with event.install_listener("numba:compile", ANNOUNCER), _no_collections():
-            dispatcher.compile(*signature)
-        dispatcher.disable_compile()
+    return dispatcher
+
+
+def _compile(*kernels: tuple[Any, Any]) -> None:
+    """Compile functions for arguments of the given types only."""
+    with event.install_listener("numba:compile", ANNOUNCER), _no_collections():
+        for dispatcher, signature in kernels:
+            dispatcher.compile(signature)
+            dispatcher.disable_compile()
+
+
+def compile_waiting() -> None:
+    """Compile the kernels that have been defined since the last call."""
+    kernels, _WAITING[:] = [*_WAITING], []
+    # One by one, each would be followed by a search for garbage.
+    _compile(*kernels)
+    ANNOUNCER.finish()
+
+
+def _compiled_later(function: F, signature: Any, **options: Any) -> F:
+    """Have `compile_waiting` compile a function."""
+    dispatcher = _with_cache(function, **options)
+    if not config.DISABLE_JIT:
+        _WAITING.append((dispatcher, signature))
     return cast("F", dispatcher)
 
 
@@ -116,10 +152,10 @@ def _warn_of_missing_cache() -> None:
 
 
 def compiled(*signature: Any) -> Callable[[F], F]:
-    """Compile a function on import for arguments of these types."""
+    """Compile a function for arguments of these types in `compile_waiting`."""
 
     def decorated(function: F) -> F:
-        return jit(function, void(*signature))
+        return _compiled_later(function, void(*signature))
 
     return decorated
 
@@ -146,7 +182,7 @@ def compiled_when_called(*signature: Any) -> Callable[[F], F]:
 
 def compiled_for_parts(function: F) -> F:
     """Compile a function of a part and the address of its arguments, for `run_in_threads`."""
-    return jit(function, void(int64, int64), no_cfunc_wrapper=False)
+    return _compiled_later(function, void(int64, int64), no_cfunc_wrapper=False)
 
 
 def _call_at(_context: Any, _function: Any, _part: Any, _arguments: Any) -> Any:
@@ -196,13 +232,30 @@ def _address_of(function: Any) -> int:
     return int(compiled.library.get_pointer_to_function(name))
 
 
+def on_threads(n_threads: int, kernel: Any) -> Callable[[int], None]:
+    """Return a function that runs a kernel on the only part, or on all parts in threads."""
+    if n_threads == 1:
+        return partial(kernel, 0)
+
+    def run(arguments: int) -> None:
+        with NUMBA_LOCK:
+            n_before = numba.get_num_threads()
+            numba.set_num_threads(min(n_threads, n_before))
+            try:
+                run_in_threads(kernel, n_threads, arguments)
+            finally:
+                numba.set_num_threads(n_before)
+
+    return run
+
+
 def inlined(function: F) -> F:
     """Compile a function as part of the functions that call it."""
     return cast("F", numba.njit(inline="always", **_OPTIONS)(function))
 
 
 def loop(function: F) -> F:
-    """Compile a loop over few arrays separately from its callers, to have it vectorised."""
+    """Compile a loop separately from its callers, if it has several."""
     # Only compiled functions call it; they keep it in their caches.
     return cast("F", numba.njit(no_cpython_wrapper=True, **_OPTIONS)(function))
 

@@ -92,7 +92,7 @@ def _code(bits: int, numbers: int) -> Callable[..., None]:
         return coding.code_signs
     found = np.zeros(numbers, np.int32)
     if bits < 8:
-        few = bits, levels.levels(bits), levels.borders(bits), found
-        return partial(coding.code_few_levels, *few)
+        code = coding.code_2_bits if bits == 2 else coding.code_4_bits
+        return partial(code, levels.levels(bits), levels.borders(bits), found)
     many = bits, levels.levels(bits), levels.guide(bits), found
     return partial(coding.code_many_levels, *many)

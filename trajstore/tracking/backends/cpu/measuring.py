@@ -20,7 +20,6 @@ from trajstore.tracking.backends.cpu.arguments import arguments_at
 from trajstore.tracking.backends.cpu.block_loops import (
     LEAST_SQUARE,
     add_decoded,
-    clear,
     fold_both,
     fold_vector,
     in_range,
@@ -31,22 +30,26 @@ from trajstore.tracking.backends.cpu.block_loops import (
     update_products,
 )
 from trajstore.tracking.backends.cpu.compiling import (
-    compiled,
     compiled_for_parts,
-    inlined,
 )
 from trajstore.tracking.backends.cpu.ranges import (
     INDEX,
     LAYER,
     LENGTH,
+    N_FACTS,
     PLACE,
     START,
     TENSOR,
 )
 from trajstore.tracking.backends.cpu.views import (
+    add_to,
+    address_of,
+    at,
     codes_at,
+    erase,
     floats_at,
     part_of,
+    quotient,
     smaller,
     words_at,
 )
@@ -67,11 +70,14 @@ PRODUCTS: Final = (
 BASIS_PRODUCTS: Final = ("grad_dot_basis", "displacement_dot_basis")
 UPDATES: Final = ("update_sq", "update_dot_displacement")
 
-CAREFUL: Final = 1e-20, 1e30
+BLOCK_BITS: Final = BLOCK.bit_length() - 1
+"""Shifting an index by that many bits divides it by `BLOCK`."""
+
+LEAST_CAREFREE: Final = 1e-20
+MOST_CAREFREE: Final = 1e30
 """Range of |g|^2 in a block whose products with the next gradient are computed in float32."""
 
 _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
-_TABLE: Final = float64[:, ::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
 _RANGES: Final = int64[:, ::1]
 
@@ -135,136 +141,14 @@ AFTER: Final = {
 _before_at, _after_at = arguments_at(*BEFORE.values()), arguments_at(*AFTER.values())
 
 
-@inlined
-def _measure_block(
-    gradient_address: int,
-    parameter_address: int,
-    start: int,
-    n: int,
-    rows: Floats,
-    past: Integers,
-    vector: Floats,
-    sums: Doubles,
-    columns: Integers,
-    basis_columns: Integers,
-    update_sums: Doubles,
-    update_columns: Integers,
-    part: int,
-    layer: int,
-    last_square: np.float32,
-) -> np.float64:
-    """Measure the n elements at two addresses, from element `start` of the flat vector."""
-    # Returns |g|^2 of the gradient.
-    square, size = np.float64(0), rows.shape[1]
-    gradient = part_of(rows, start, n)
-    displacement = part_of(rows, size + start, n)
-    anchor = part_of(rows, 2 * size + start, n)
-    parameter = floats_at(parameter_address, n)
-    if update_sums.shape[1] > 0:
-        u_u, u_a = update_products(parameter, anchor, displacement)
-        update_sums[part, layer, update_columns[0]] += u_u
-        update_sums[part, layer, update_columns[1]] += u_a
-    if gradient_address == 0:
-        clear(gradient)
-        subtract(parameter, anchor, displacement)
-        gradient_product = np.float32(0)
-        a_a, displacement_product = products(displacement, anchor, displacement)
-    else:
-        new = floats_at(gradient_address, n)
-        is_plain = last_square == 0 or CAREFUL[0] < last_square < CAREFUL[1]
-        exact = np.float64(0)
-        if not is_plain:
-            # The next loop replaces the last gradient.
-            exact = in_range(np.float32(np.nan), new, gradient)
-        g_previous, g_g, g_a, gradient_product, a_a, displacement_product = (
-            measure_vectors(parameter, anchor, new, gradient, displacement)
-        )
-        square = in_range(g_g, gradient, gradient)
-        if is_plain:
-            # After such a jump of the gradient, the product has lost its digits.
-            is_lost = 0 < square * last_square < LEAST_SQUARE
-            exact = np.float64(np.nan) if is_lost else np.float64(g_previous)
-        sums[part, layer, columns[0]] += exact
-        sums[part, layer, columns[1]] += square
-        sums[part, layer, columns[2]] += in_range(g_a, gradient, displacement)
-    sums[part, layer, columns[3]] += in_range(a_a, displacement, displacement)
-    n_codes, other = past.shape[1], anchor
-    for i in range(basis_columns.shape[1]):
-        if i == 1:
-            if n_codes == 0:
-                # In the first window all displacements from earlier anchors are 0.
-                break
-            clear(vector)
-            other = vector
-        if i > 0:
-            # The anchor minus an earlier anchor is the sum of the codes between them.
-            for k in range((1 << i) >> 2, smaller((1 << i) >> 1, n_codes)):
-                scale = floats_at(past[1, k] + 4 * (start // BLOCK), 1)[0]
-                add_decoded(codes_at(past[0, k] + start, n), scale, vector)
-            gradient_product, displacement_product = products(
-                gradient, displacement, vector
-            )
-        first = in_range(gradient_product, gradient, other)
-        second = in_range(displacement_product, displacement, other)
-        sums[part, layer, basis_columns[0, i]] += first
-        sums[part, layer, basis_columns[1, i]] += second
-    return square
-
-
 def held_squares(gradient: Floats) -> Floats:
     """Return |g|^2 of every block, NaN where `measure_before` would compute it in float64."""
     squares = np.empty(len(gradient) // BLOCK)
     for i, block in enumerate(gradient.reshape(-1, BLOCK)):
         wide = block.astype(np.float64)
         squares[i] = wide @ wide
-    is_held = (squares == 0) | ((squares > CAREFUL[0]) & (squares < CAREFUL[1]))
+    is_held = (squares == 0) | ((squares > LEAST_CAREFREE) & (squares < MOST_CAREFREE))
     return np.where(is_held, squares, np.nan).astype(np.float32)
-
-
-@inlined
-def _fold_block(
-    start: int,
-    place: int,
-    n_elements: int,
-    rows: Floats,
-    width: int,
-    sketch_columns: Floats,
-    probe_columns: Floats,
-    probe_signs: Floats,
-    row_signs: Floats,
-    weight: np.float32,
-    folds: Floats,
-    window_signs: Floats,
-    window_folds: Floats,
-    part: int,
-) -> None:
-    """Fold neighbouring elements of a tensor, which may be in several rows of the fold."""
-    # Element `start` of the flat vector has the place `place` in the vector that is folded.
-    stop, size = start + n_elements, rows.shape[1]
-    buckets, n_window_folds = folds.shape[2], window_folds.shape[1]
-    while start < stop:
-        row = place // width
-        column = place - row * width
-        n = smaller(stop - start, width - column)
-        first, bucket = SHIFT * row + column, 3 * part * buckets + column
-        gradient = part_of(rows, start, n)
-        signs = part_of(sketch_columns, first, n)
-        weighted = part_of(folds, bucket + 2 * buckets, n)
-        fold_vector(gradient, signs, row_signs[row] * weight, weighted)
-        fold_both(
-            gradient,
-            part_of(rows, size + start, n),
-            part_of(probe_columns, first, n),
-            probe_signs[row],
-            part_of(folds, bucket, n),
-            part_of(folds, bucket + buckets, n),
-        )
-        if n_window_folds > 0:
-            i = part * n_window_folds + row % n_window_folds
-            total = part_of(window_folds, i * window_folds.shape[2] + column, n)
-            fold_vector(gradient, signs, window_signs[row] * weight, total)
-        start += n
-        place += n
 
 
 @compiled_for_parts
@@ -297,60 +181,112 @@ def measure_before(part: int, arguments: int) -> None:
         update_columns,
         buffers,
     ) = _before_at(arguments)
-    buckets = folds.shape[2]
-    for layer in range(sums.shape[1]):
-        for column in range(sums.shape[2]):
-            sums[part, layer, column] = 0
-    for layer in range(update_sums.shape[1]):
-        for column in range(update_sums.shape[2]):
-            update_sums[part, layer, column] = 0
-    clear(part_of(folds, 3 * part * buckets, filled))
-    clear(part_of(folds, (3 * part + 1) * buckets, filled))
+    size, buckets = rows.shape[1], folds.shape[2]
+    n_codes, n_basis = past.shape[1], basis_columns.shape[1]
+    n_columns, n_update_columns = sums.shape[2], update_sums.shape[2]
+    n_sums, n_window_folds = sums.shape[1] * n_columns, window_folds.shape[1]
+    n_update_sums = update_sums.shape[1] * n_update_columns
+    erase(sums, part * n_sums, n_sums)
+    erase(update_sums, part * n_update_sums, n_update_sums)
+    erase(folds, 3 * part * buckets, filled)
+    erase(folds, (3 * part + 1) * buckets, filled)
     # The third fold is rotated later, which fills all its buckets, so clear all of them.
-    clear(part_of(folds, (3 * part + 2) * buckets, buckets))
-    for i in range(bounds[part], bounds[part + 1]):
-        layer, tensor = ranges[i, LAYER], ranges[i, TENSOR]
-        start, n = ranges[i, START], ranges[i, LENGTH]
-        gradient = gradients[tensor]
-        if gradient != 0:
-            gradient += 4 * ranges[i, INDEX]
-        square = _measure_block(
-            gradient,
-            parameters[tensor] + 4 * ranges[i, INDEX],
-            start,
-            n,
-            rows,
-            past,
-            part_of(buffers, part * BLOCK, n),
-            sums,
-            columns,
-            basis_columns,
-            update_sums,
-            update_columns,
-            part,
-            layer,
-            squares[i],
+    erase(folds, (3 * part + 2) * buckets, buckets)
+    for i in range(at(bounds, part), at(bounds, part + 1)):
+        block = part_of(ranges, N_FACTS * i, N_FACTS)
+        layer, tensor = at(block, LAYER), at(block, TENSOR)
+        start, n = at(block, START), at(block, LENGTH)
+        gradient = part_of(rows, start, n)
+        displacement = part_of(rows, size + start, n)
+        anchor = part_of(rows, 2 * size + start, n)
+        parameter = floats_at(at(parameters, tensor) + 4 * at(block, INDEX), n)
+        vector = part_of(buffers, part * BLOCK, n)
+        if n_update_sums > 0:
+            u_u, u_a = update_products(parameter, anchor, displacement)
+            place = part * n_update_sums + layer * n_update_columns
+            add_to(update_sums, place + at(update_columns, 0), u_u)
+            add_to(update_sums, place + at(update_columns, 1), u_a)
+
+        # Read the gradient, and compute the products of the vectors with each other.
+        address = at(gradients, tensor)
+        has_gradient = address != 0
+        if has_gradient:
+            address += 4 * at(block, INDEX)
+        else:
+            erase(vector, 0, n)
+            address = address_of(vector)
+        new, last_square = floats_at(address, n), at(squares, i)
+        is_plain = last_square == 0 or LEAST_CAREFREE < last_square < MOST_CAREFREE
+        square = exact = np.float64(0)
+        if not is_plain:
+            # The next loop replaces the last gradient.
+            exact = in_range(np.float32(np.nan), new, gradient)
+        g_previous, g_g, g_a, first, a_a, second = measure_vectors(
+            parameter, anchor, new, gradient, displacement
         )
-        energies[start // BLOCK] += np.float32(square)
-        is_held = square == 0 or CAREFUL[0] < square < CAREFUL[1]
+        place = part * n_sums + layer * n_columns
+        if has_gradient:
+            square = in_range(g_g, gradient, gradient)
+            if is_plain:
+                # After such a jump of the gradient, the product has lost its digits.
+                is_lost = 0 < square * last_square < LEAST_SQUARE
+                exact = np.float64(np.nan) if is_lost else np.float64(g_previous)
+            add_to(sums, place + at(columns, 0), exact)
+            add_to(sums, place + at(columns, 1), square)
+            add_to(sums, place + at(columns, 2), in_range(g_a, gradient, displacement))
+        add_to(sums, place + at(columns, 3), in_range(a_a, displacement, displacement))
+        add_to(energies, start >> BLOCK_BITS, np.float32(square))
+        is_held = square == 0 or LEAST_CAREFREE < square < MOST_CAREFREE
         squares[i] = np.float32(square) if is_held else np.float32(np.nan)
-        if width > 0:
-            _fold_block(
-                start,
-                ranges[i, PLACE],
-                n,
-                rows,
-                width,
-                sketch_columns,
-                probe_columns,
-                probe_signs,
-                row_signs,
-                weights[layer],
-                folds,
-                window_signs,
-                window_folds,
-                part,
+
+        # Compute the products with the basis, whose first vector is the anchor.
+        other = anchor
+        for k in range(n_basis):
+            if k == 1:
+                if n_codes == 0:
+                    # In the first window all displacements from earlier anchors are 0.
+                    break
+                erase(vector, 0, n)
+                other = vector
+            if k > 0:
+                # The anchor minus an earlier anchor is the sum of the codes between them.
+                for c in range((1 << k) >> 2, smaller((1 << k) >> 1, n_codes)):
+                    scale = at(floats_at(at(past, n_codes + c), n), start >> BLOCK_BITS)
+                    add_decoded(codes_at(at(past, c) + start, n), scale, vector)
+                first, second = products(gradient, displacement, vector)
+            of_gradient = in_range(first, gradient, other)
+            of_displacement = in_range(second, displacement, other)
+            add_to(sums, place + at(basis_columns, k), of_gradient)
+            add_to(sums, place + at(basis_columns, n_basis + k), of_displacement)
+
+        # Fold the elements, which may be in several rows of the fold.
+        if width == 0:
+            continue
+        weight, folded, stop = at(weights, layer), at(block, PLACE), start + n
+        while start < stop:
+            row = quotient(folded, width)
+            column = folded - row * width
+            n = smaller(stop - start, width - column)
+            first_sign, bucket = SHIFT * row + column, 3 * part * buckets + column
+            gradient = part_of(rows, start, n)
+            signs = part_of(sketch_columns, first_sign, n)
+            weighted = part_of(folds, bucket + 2 * buckets, n)
+            fold_vector(gradient, signs, at(row_signs, row) * weight, weighted)
+            fold_both(
+                gradient,
+                part_of(rows, size + start, n),
+                part_of(probe_columns, first_sign, n),
+                at(probe_signs, row),
+                part_of(folds, bucket, n),
+                part_of(folds, bucket + buckets, n),
             )
+            if n_window_folds > 0:
+                k = row - n_window_folds * quotient(row, n_window_folds)
+                k += part * n_window_folds
+                total = part_of(window_folds, k * window_folds.shape[2] + column, n)
+                fold_vector(gradient, signs, at(window_signs, row) * weight, total)
+            start += n
+            folded += n
 
 
 @compiled_for_parts
@@ -366,35 +302,33 @@ def measure_after(part: int, arguments: int) -> None:
         columns,
         checks,
     ) = _after_at(arguments)
-    size = rows.shape[1]
-    for i in range(bounds[part], bounds[part + 1]):
-        layer, index = ranges[i, LAYER], ranges[i, INDEX]
-        start, n = ranges[i, START], ranges[i, LENGTH]
-        address = parameters[ranges[i, TENSOR]] + 4 * index
+    size, n_columns = rows.shape[1], sums.shape[2]
+    n_layers = sums.shape[1]
+    for i in range(at(bounds, part), at(bounds, part + 1)):
+        block = part_of(ranges, N_FACTS * i, N_FACTS)
+        start, n = at(block, START), at(block, LENGTH)
+        address = at(parameters, at(block, TENSOR)) + 4 * at(block, INDEX)
         parameter, anchor = floats_at(address, n), part_of(rows, 2 * size + start, n)
         displacement = part_of(rows, size + start, n)
-        if sums.shape[1] == 0:
+        if n_layers == 0:
             subtract(parameter, anchor, displacement)
             continue
         u_u, u_a = update_products(parameter, anchor, displacement)
-        sums[part, layer, columns[0]] += u_u
-        sums[part, layer, columns[1]] += u_a
-        checks[part, layer] += sum_of_bits(words_at(address, n), index)
+        layer = part * n_layers + at(block, LAYER)
+        add_to(sums, layer * n_columns + at(columns, 0), u_u)
+        add_to(sums, layer * n_columns + at(columns, 1), u_a)
+        checks[part, at(block, LAYER)] += sum_of_bits(
+            words_at(address, n), at(block, INDEX)
+        )
 
 
-@compiled(_SUMS, int64, _TABLE, int64, float64[::1])
 def add_up(
     sums: Doubles, first: int, table: Doubles, grad_sq: int, energy: Doubles
 ) -> None:
     """Add up the parts of `sums`, (part, layer, column), into columns of a table."""
     # The first column is `first`. Also adds the column `grad_sq` to `energy`, (layer,) or empty.
-    n_parts, n_layers, n_columns = sums.shape
-    for layer in range(n_layers):
-        for column in range(n_columns):
-            total = sums[0, layer, column]
-            for part in range(1, n_parts):
-                total += sums[part, layer, column]
-            table[layer, first + column] = total
-    for layer in range(len(energy)):
+    columns = slice(first, first + sums.shape[2])
+    table[:, columns] = sums[0] if len(sums) == 1 else sums.sum(0)
+    if len(energy) > 0:
         # As resuming finds it in the store.
-        energy[layer] += np.float32(table[layer, grad_sq])
+        energy += table[:, grad_sq].astype(np.float32)

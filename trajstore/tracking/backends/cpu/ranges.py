@@ -25,6 +25,7 @@ START: Final = 2
 INDEX: Final = 3
 LENGTH: Final = 4
 PLACE: Final = 5
+N_FACTS: Final = 6
 
 
 def ranges_of(placement: Placement, offsets: Integers) -> Integers:

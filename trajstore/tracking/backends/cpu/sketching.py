@@ -14,10 +14,10 @@ from numba import float32, int64, uint64, void
 from numba.extending import intrinsic
 
 from trajstore.sketch.fold import SHIFT
-from trajstore.tracking.backends.cpu.block_loops import clear, fold_vector
+from trajstore.tracking.backends.cpu.block_loops import fold_vector
 from trajstore.tracking.backends.cpu.compiling import compiled, inlined, loop
 from trajstore.tracking.backends.cpu.ranges import LENGTH, PLACE, START
-from trajstore.tracking.backends.cpu.views import address_of, part_of, smaller
+from trajstore.tracking.backends.cpu.views import address_of, erase, part_of, smaller
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,7 +27,7 @@ _LANES: Final = 16
 _FLOATS, _ROWS, _FOLDS = float32[::1], float32[:, ::1], float32[:, :, ::1]
 
 
-@loop
+@inlined
 def _add_signed(a: Floats, signs: Floats, out: Floats) -> None:
     """Add a * signs to `out`."""
     for i in range(len(a)):
@@ -212,7 +212,9 @@ def _spread_bits(_context: Any, _word: Any, _address: Any) -> Any:
 
 def reverse_bits_in_bytes(builder: Any, word: Any) -> Any:
     """Emit the reversal of the bits in each byte, because vectors begin with the lowest bit."""
-    return builder.bswap(builder.bitreverse(word))
+    reversed_word = builder.bitreverse(word)
+    # A single byte cannot be swapped.
+    return builder.bswap(reversed_word) if word.type.width > 8 else reversed_word
 
 
 _write_signs: Final = intrinsic(_spread_bits)
@@ -270,7 +272,7 @@ def probe(
 ) -> None:
     """Compute probes from first folds, as described in `trajstore.sketch.probes`."""
     buckets, n_vectors, length = folds.shape[2], out.shape[0], out.shape[1]
-    clear(part_of(out, 0, n_vectors * length))
+    erase(out, 0, n_vectors * length)
     for part in range(folds.shape[0]):
         for vector in range(n_vectors):
             fold_start = (part * folds.shape[1] + vector) * buckets

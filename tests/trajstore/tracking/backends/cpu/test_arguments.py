@@ -90,6 +90,9 @@ def count(part: int, address: int) -> None:
     counts[part] += part + 1
 
 
+compiling.compile_waiting()
+
+
 def test_every_part_runs_once_in_threads():
     counts = np.zeros(5, np.int64)
     given = Arguments(COUNTS, counts=counts)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from numba import float64
+from numba import float64, int64
 from numba.core import caching
 
 from trajstore.tracking.backends.cpu import compiling
@@ -52,6 +52,21 @@ def test_only_functions_that_are_not_in_the_cache_are_announced(
         compiling.ANNOUNCER.finish()
         found = [" ".join(message.split()[:2]) for message in caplog.messages]
         assert found == messages
+
+
+@pytest.mark.usefixtures("cache_folder")
+def test_waiting_kernels_are_compiled_together(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compiling, "_WAITING", [])
+    kernels: list[Any] = [
+        compiling.compiled(int64, int64)(lambda _part, _arguments: None)
+        for _ in range(2)
+    ]
+    assert not any(kernel.overloads for kernel in kernels)
+    compiling.compile_waiting()
+    assert [len(kernel.overloads) for kernel in kernels] == [1, 1]
+    # They never compile for other types.
+    with pytest.raises(TypeError, match="No matching definition"):
+        kernels[0](1.5, None)
 
 
 @pytest.mark.usefixtures("cache_folder")

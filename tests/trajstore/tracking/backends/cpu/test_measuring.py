@@ -5,11 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
+from tests.trajstore.tracking.random_walk import spec_of
+from trajstore.format.arrays import table_columns
+from trajstore.format.layout import Layout
 from trajstore.tracking.backends.cpu import block_loops, compiling, measuring
+from trajstore.tracking.backends.cpu.backend import CPUBackend
+from trajstore.tracking.tracker import Tracker
 
-measure_update = compiling.standalone(block_loops.measure_update)
+update_products = compiling.standalone(block_loops.update_products)
 sum_of_bits = compiling.standalone(block_loops.sum_of_bits)
 
 
@@ -22,11 +27,30 @@ def test_an_update_near_the_anchor_is_exact():
     anchor = (1 + normal(1024) * 1e-3).astype(np.float32)
     displacement = (normal(1024) * 1e-7).astype(np.float32)
     parameter = np.nextafter(anchor, np.float32(2))
-    square, product = measure_update(parameter, anchor, displacement)
+    square, product = update_products(parameter, anchor, displacement)
     update = parameter.astype(float) - anchor - displacement
     # float32 sums of 1024 numbers.
     np.testing.assert_allclose(square, (update**2).sum(), rtol=1e-6)
     np.testing.assert_allclose(product, (update * displacement).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("last", [5.0, np.nan], ids=["large", "unknown"])
+def test_products_with_a_gradient_that_does_not_exist_are_0(last: float):
+    spec = spec_of({"idle": (40,)}, sketch_bits=64, probes=8)
+    parameter = torch.full((40,), 3.0)
+    layout = Layout(spec.names, spec.shapes)
+    tracker = Tracker([parameter], layout, spec, backend=CPUBackend)
+    tracker.start()
+    tracker.previous_gradient = torch.full((layout.size,), last)
+    row = {name: values[0] for name, values in tracker.allocate(1).items()}
+    with torch.no_grad():
+        parameter += torch.tensor([np.inf] + 39 * [2.0])
+    tracker.before_step(0, row)
+    columns, table = table_columns(spec), row["tables"][0]
+    for name in ("grad_dot_previous", "grad_sq", "grad_dot_displacement"):
+        assert table[columns[name]].tolist() == [0]
+    assert table[columns["displacement_sq"]].isinf().all()
+    assert (tracker.previous_gradient[:40] == 0).all()
 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 5])
