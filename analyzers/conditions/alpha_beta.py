@@ -39,6 +39,18 @@ LONG_NAMES: Final = {
 }
 
 
+def _because_of_gap(step: int, terms: Steps, min_gap: float) -> str:
+    """Say whether only `min_gap` rules out all pairs at a step, for the end of a message."""
+    # The loss at x* is f*, so alpha and beta matter by their difference only.
+    product, gap = float(terms.product[step]), float(terms.gap[step])
+    if not (gap > 0 and 0 <= product < min_gap * gap):
+        return ""
+    return (
+        f": it allows alpha - beta of at most {product / gap:.3g}, and min_gap asks for "
+        f"{min_gap:g}. With min_gap=0 (--min-gap 0) look at the largest alpha at beta = 0"
+    )
+
+
 @accepts_path
 def alpha_beta(
     run: Run,
@@ -267,7 +279,7 @@ def feasible_set(
         attributes["note"] = (
             f"no pair is feasible: step {limit_step} of {known.attrs['runs'][limit_run]} "
             "has the lowest possible loss at x*, and its gradient does not point far "
-            "enough away from x*"
+            f"enough away from x*{_because_of_gap(found.limit, known.terms, min_gap)}"
         )
     located = [known.locate(plane) for plane in found.plane.tolist()]
     steps, runs = np.array(located, np.int64).reshape(-1, 2).T

@@ -167,7 +167,8 @@ def _pairs(
         step, run = int(pairs["limit_step"]), names[int(pairs["limit_run"])]
         note = (
             f"At {steps} no pair is feasible: at step {step} of {run} the loss at x* is "
-            "the lowest possible, and the gradient does not point far enough away from x*."
+            "the lowest possible, and the gradient does not point far enough away from x*"
+            f"{pairs.attrs['note'].partition('away from x*')[2]}."
         )
         return [note]
     columns = ["alpha", "beta"]

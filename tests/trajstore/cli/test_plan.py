@@ -132,7 +132,8 @@ def test_windows_that_are_not_epochs_are_explained(
     command = "traj-store plan --params 3300 --steps 5000 --steps-per-epoch"
     short = " ".join(run(f"{command} 6", monkeypatch, capsys).split())
     assert (
-        "of 204 steps, shorter at both ends; one anchor each; epochs of fewer" in short
+        "to 204 steps, the shortest at both ends; one anchor each; epochs of fewer"
+        in short
     )
     assert "share anchors from epoch 10 on, here 34 epochs an anchor" in short
     assert "with reference_every=6 every epoch can be a target" in short
@@ -150,15 +151,16 @@ def test_windows_of_a_run_without_epochs_are_explained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     large = " ".join(run(LARGE, monkeypatch, capsys).split())
-    assert "of 8,000 steps, shorter at both ends; one anchor each; the run has" in large
+    assert (
+        "to 8,000 steps, the shortest at both ends; one anchor each; the run has"
+        in large
+    )
     assert "longer than 500 steps, up to 4% of the run, because anchors would" in large
     # The recorder makes the same choice.
     assert large.endswith(" sketch_bits=65536, total_steps=200000")
     small = "traj-store plan --params 1e5 --steps 400"
     printed = " ".join(run(small, monkeypatch, capsys).split())
-    assert (
-        "of up to 75 steps, shorter at both ends; one anchor each; the run" in printed
-    )
+    assert "to 75 steps, the shortest at both ends; one anchor each; the run" in printed
     assert "smaller store" not in printed
     assert "start, end of run errors" in printed
 
