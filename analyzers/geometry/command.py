@@ -171,8 +171,10 @@ def _mid_run_line(means: "xr.Dataset") -> str:
 
 def _walk_line(run: "Run", whole: "xr.Dataset", means: "xr.Dataset") -> str:
     """Compare gamma mid-run with that of a walk, if steps of the run lead to the target."""
-    kind, _, number = str(whole.attrs["reference"]).partition(" ")
-    leads = kind == "final" or (kind == "epoch" and int(number) > 0)
+    reference = str(whole.attrs["reference"])
+    kind, _, number = reference.partition(" ")
+    leads = kind == "epoch" and number.isdecimal() and int(number) > 0
+    leads |= reference == "final"
     if not leads or whole.attrs["direction"] != "gradient":
         return ""
     excess = this.means_for_tables(analyzers.excess_gamma(whole, run))

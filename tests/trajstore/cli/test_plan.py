@@ -83,7 +83,8 @@ def test_the_plan_of_the_smallest_store_is_printed(
     plan = best_plan(guess_layout(11_000_000), n_steps=37_000, stderr=1e-3)
     assert "11,000,000 in 62 tensors (estimated)" in printed
     assert f"{plan.spec.sketch_bits:,} signs per step" in printed
-    assert f"{plan.n_windows} of {plan.windows.length:,} steps" in printed
+    assert f"{plan.n_windows} of " in printed
+    assert f" to {plan.windows.length:,} steps, the shortest at" in printed
     assert re.search(rf"total +[\d.]+ kB +{plan.disk / 1e9:.1f} GB", printed)
     assert re.search(rf"error of a step +{plan.stderr().typical:.2g} \(", printed)
     assert "mean" not in printed
@@ -170,7 +171,7 @@ def test_a_store_of_anchors_is_made_smaller(
 ):
     command = f"{LARGE} --reference-every 500"
     printed = " ".join(run(command, monkeypatch, capsys).split())
-    assert "412 of 500 steps" in printed
+    assert "412 of " in printed
     assert " reference_every=500, total_steps=200000" in printed
     advice = r"anchors take 98% of this store; with --reference-every (\d+) it has ([\d.]+) GB"
     length, size = re.findall(advice, printed)[0]
