@@ -82,6 +82,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/deep_linear.py
 	$(BIN)/python benchmarks/tangent_kernel.py
 	$(BIN)/python benchmarks/null_models.py
+	$(BIN)/python benchmarks/excess.py
 
 # Some twenty training codes of others, recorded and compared; torchvision needs the torch it was built for.
 public-codes: .venv-codes/installed

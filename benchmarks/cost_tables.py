@@ -146,6 +146,19 @@ def fewer_bytes_table(results: list[dict[str, Any]]) -> str:
     )
 
 
+def first_recording_table(results: list[dict[str, Any]]) -> str:
+    """Return the table of the delay of the first recording."""
+    lines = [
+        "| network | first recording, s | later recordings, s | delay, s |",
+        "|---|---|---|---|",
+    ]
+    for row in results:
+        seconds = row["empty cache"], row["filled cache"], row["delay"]
+        cells = [row["case"], *(f"{each:.2f}" for each in seconds)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def large_workloads_table(results: dict[str, Any]) -> str:
     """Return the table of one large workload, with its plan."""
     memory = results["peak GB, recorded"] - results["peak GB, plain"]

@@ -27,7 +27,7 @@ import torch
 import tyro
 from calibration import record
 from calibration_errors import Kept
-from calibration_trainings import TRAININGS, Training
+from calibration_trainings import TRAININGS, Case, Training
 from rich.console import Console
 from rich.table import Table
 from saving import RESULTS, save_results
@@ -205,9 +205,9 @@ def compare_window(
     return found
 
 
-def measure(training: Training, training_seed: int = 0) -> dict[str, float]:
+def measure(training: Training, case: Case, training_seed: int = 0) -> dict[str, float]:
     """Record a training once; return the rms of true over stated errors by term."""
-    training = replace(training, cases={"": next(iter(training.cases.values()))})
+    training = replace(training, cases={"": case})
     measured: dict[int, Measured] = {}
 
     def keep(run: Any, window: int, *rest: Any) -> Measured:
@@ -257,11 +257,18 @@ def main(
     table = Table(title="root of true over stated variances, mid-run", box=None)
     for title in ("training", *TERMS):
         table.add_column(title, justify="right")
-    for name in names or TRAININGS:
-        found = measure(TRAININGS[name], training_seed)
-        table.add_row(name, *(f"{found[t]:.2f}" if t in found else "" for t in TERMS))
+    cases = [
+        (f"{name}, {case}" if case else name, TRAININGS[name], given)
+        for name in names or TRAININGS
+        for case, given in TRAININGS[name].cases.items()
+        # Errors of what is stored do not depend on the weight decay of the analysis.
+        if given.reference == "final" and not given.weight_decay
+    ]
+    for title, training, case in cases:
+        found = measure(training, case, training_seed)
+        table.add_row(title, *(f"{found[t]:.2f}" if t in found else "" for t in TERMS))
         kept = json.loads(out.read_text()) if out.exists() else {}
-        save_results(kept | {name: found}, out)
+        save_results(kept | {title: found}, out)
     Console(width=110).print(table)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from calibration_tables import calibration_table, expected_errors_table
 from cost_tables import (
     fewer_bytes_table,
+    first_recording_table,
     large_workloads_table,
     memory_table,
     overhead_table,
@@ -16,6 +17,7 @@ from cost_tables import (
     rank_table,
     scale_table,
 )
+from excess_table import excess_table
 from installation_tables import installations_table
 from planning_tables import like_table, planning_table, plans_table, signs_table
 
@@ -371,6 +373,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/costs.md": {
         "overhead": overhead_table,
         "per_step": per_step_table,
+        "first_recording": first_recording_table,
         "memory": memory_table,
         "ranks": rank_table,
         "fewer_bytes": fewer_bytes_table,
@@ -399,7 +402,10 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
         "between_layers": between_layers_table,
     },
     "docs/tangent-kernel.md": {"tangent_kernel": tangent_kernel_table},
-    "docs/null-models.md": {"null_models": null_models_table},
+    "docs/null-models.md": {
+        "null_models": null_models_table,
+        "excess": excess_table,
+    },
     "docs/sharpness.md": {"sharpness": sharpness_table},
     "docs/trackers.md": {"trackers": trackers_table},
     "docs/zigzag.md": {"zigzag": zigzag_table},

@@ -69,7 +69,7 @@ def test_stated_errors_of_a_small_network_are_those_over_all_signs(
         steps_per_epoch=30,
         epochs=3,
     )
-    found = expected_errors.measure(training)
+    found = expected_errors.measure(training, trainings.Case())
     assert set(found) == {"products", "probes", "start", "displacements"}
     for term in ("products", "probes", "start"):
         assert found[term] == pytest.approx(1, abs=0.12), term

@@ -67,22 +67,30 @@ class Guard:
 
     def record(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a recording function, unless recording has ended or this process is a fork."""
+        # Every call of a function counts here: in training, the caches hold none of its code.
         if self.is_recording and os.getpid() == self.pid:
-            self.run(function, *arguments)
+            try:
+                function(*arguments)
+            except Exception as error:
+                if not self._ends(error):
+                    raise
 
     def run(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function; raise its error, or warn and end the recording."""
         try:
             function(*arguments)
-        except UnrecordableStateError as error:
-            # This is no failure of the recorder, so training continues in any case.
-            if not self._is_alone:
-                raise
-            self._end(error)
         except Exception as error:
-            if self._raises:
+            if not self._ends(error):
                 raise
+
+    def _ends(self, error: Exception) -> bool:
+        """End the recording with a warning, unless the error should be raised."""
+        # A state that cannot be recorded is no failure: training continues in any case.
+        is_state = isinstance(error, UnrecordableStateError)
+        leads_to_warning = self._is_alone if is_state else not self._raises
+        if leads_to_warning:
             self._end(error)
+        return leads_to_warning
 
     def attempt(self, function: Callable[..., object], *arguments: Any) -> bool:
         """Call a function that checks what a user gives; raise its error, or warn of it."""

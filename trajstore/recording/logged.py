@@ -35,6 +35,13 @@ def to_scalars(values: Mapping[str, object]) -> dict[str, Scalar]:
     return {name: to_scalar(name, value) for name, value in values.items()}
 
 
+def counted(scalars: dict[str, Scalar], counts: dict[str, int]) -> dict[str, Scalar]:
+    """Return scalars, and count them by name in `counts`."""
+    for name in scalars:
+        counts[name] = counts.get(name, 0) + 1
+    return scalars
+
+
 def to_scalar(name: str, value: object) -> Scalar:
     """Return a number as a float, or a copy of a one-element tensor."""
     # Copying a tensor does not wait for its device.

@@ -221,6 +221,7 @@ class Session:
                 self.background,
                 self.spec,
                 self.tracker.allocate,
+                self.tracker.finish,
                 first=step,
                 flush_rows=options.flush_rows,
                 flush_seconds=options.flush_seconds,
@@ -265,6 +266,14 @@ class Session:
     def is_alone(self) -> bool:
         """Whether no other rank takes part in the recording."""
         return self._placement.group is None
+
+    def finishes_rows(self) -> bool:
+        """Complete the last rows if that takes no waiting for other ranks, and return whether."""
+        try:
+            self.tracker.finish(waits=False)
+        except RuntimeError:
+            return False
+        return True
 
     def have_parameters_changed(self) -> bool:
         """Whether parameters have changed since the recording was opened."""

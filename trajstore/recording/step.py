@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from trajstore.recording.logged import (
     SampleRow,
     Scalar,
+    counted,
     empty_sample_row,
     logged_indices,
     sample_row,
@@ -71,8 +72,7 @@ class StepRecorder:
     def log(self, name: str, value: object) -> None:
         """Keep a scalar for the row of the next step."""
         refuse_capture(self._session.device)
-        self._watch.note_logged(name)
-        self._pending |= to_scalars({name: value})
+        self._pending |= counted(to_scalars({name: value}), self._watch.n_logged)
 
     def log_samples(self, indices: Tensor | npt.ArrayLike) -> None:
         """Keep indices of examples for the row of the next step."""
@@ -147,14 +147,14 @@ class StepRecorder:
         if gradients is None:
             self._forget_gradient()
         if copies is None:
-            forget_iterate(self._row, self._session.spec)
             tracker.forget_displacement()
+            forget_iterate(self._row, self._session.spec)
 
     def _forget_gradient(self) -> None:
         """Set the gradient of the row that has begun to NaN."""
         assert self._row is not None
-        forget_gradient(self._row, self._session.spec)
         self._session.tracker.forget_previous_gradient()
+        forget_gradient(self._row, self._session.spec)
 
     def take_gradient(self) -> None:
         """Measure the current gradient for the row of the next step."""
@@ -206,7 +206,7 @@ class StepRecorder:
     def end(self) -> None:
         """End the step that the optimizers have taken; `complete` measures its update."""
         if self._own.is_open:
-            self._measure_own()
+            self._measure_copies(*self._own.end())
         row, entry = self._row, self._step_entry
         assert row is not None
         assert entry is not None
@@ -218,10 +218,6 @@ class StepRecorder:
         if self._session.options.journal:
             # A step must be in the journal when it returns.
             self._complete_early(is_written=True)
-
-    def _measure_own(self) -> None:
-        """Measure the gradients that several optimizers have stepped with."""
-        self._measure_copies(*self._own.end())
 
     def complete(self, *, is_known: bool = True) -> None:
         """Measure the update of the last step, if it is not measured yet, and queue the row.
@@ -248,9 +244,9 @@ class StepRecorder:
         assert self._taken is not None
         (row, entry), self._taken = self._taken, None
         session, number = self._session, self.position.step - 1
-        rounding = self._watch.rounding
-        if is_known and rounding.has_norms and rounding.is_needed:
-            rounding.forget(row, entry.anchor_sq)
+        if is_known and self._watch.rounding.is_needed:
+            session.tracker.finish()
+            self._watch.rounding.forget(row, entry.anchor_sq)
         if is_known and session.options.updates:
             self.measurements.measure_update(number, entry, row)
         if session.queue is not None:
@@ -293,6 +289,9 @@ class StepRecorder:
             self.complete(is_known=False)
         # After a failure, other ranks might not take part in adding up sums.
         is_known = status == "complete" or self._session.is_alone
+        if not (is_known or self._session.finishes_rows()):
+            # Perhaps the other ranks have not taken this step.
+            self._taken = None
         self.complete(is_known=is_known)
         if is_known and (message := self._watch.rounding.message()) is not None:
             self._watch.warn_once("rounding", message)
@@ -362,8 +361,7 @@ class StepRecorder:
         if self._row is not None:
             # No step was taken with the gradient measured earlier for this row.
             session.tracker.forget_previous_gradient()
-        row = joined or self.measurements.free_row()
-        self._row = row
+        self._row = row = joined or self.measurements.free_row()
         last = None if joined is None or self._taken is None else self._taken[0]
         try:
             session.tracker.before_step(position.step, row, scaling, gradients, last)
@@ -388,8 +386,9 @@ class StepRecorder:
         # returns that row instead.
         session, position = self._session, self.position
         if self._own.is_open:
-            self._measure_own()
-        self._end_failed()
+            self._measure_copies(*self._own.end())
+        if self._row is not None:
+            self._end_failed()
         joined = None
         try:
             self._enter_epoch()
@@ -408,8 +407,7 @@ class StepRecorder:
 
     def _end_failed(self) -> None:
         """End a step that raised an error after moving the parameters, without what was logged."""
-        has_begun = self._row is not None and not self._gradient_is_taken
-        if has_begun and self._session.tracker.has_moved():
+        if not self._gradient_is_taken and self._session.tracker.has_moved():
             logged = self._pending, self._samples
             self._pending, self._samples = {}, None
             self._note()

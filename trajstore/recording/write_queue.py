@@ -36,6 +36,10 @@ HEAD_START: Final = 0.002
 otherwise the training thread could wait 5 ms for the writer thread to release Python's lock."""
 
 
+COPIED_BYTES: Final = 1 << 20
+"""Anchors of up to this size are copied, so that the next window need not wait for the writer."""
+
+
 class NewWindow(NamedTuple):
     """A window on its way to the store."""
 
@@ -44,7 +48,7 @@ class NewWindow(NamedTuple):
     """First step of the window."""
     anchor: CodedAnchor
     keyframe: Tensor | None
-    """The tracker's own anchor, which the writer thread reads later; None if not a keyframe."""
+    """The tracker's own anchor or a copy, to be read by the writer thread; None if not a keyframe."""
     ended: EndedWindow | None = None
     """What is known of the window before this one, which has ended."""
 
@@ -79,6 +83,7 @@ class WriteQueue:
         background: Background,
         spec: RunSpec,
         allocate: Callable[[int], dict[str, Tensor]],
+        finish: Callable[[], None],
         *,
         first: int,
         flush_rows: int,
@@ -88,7 +93,8 @@ class WriteQueue:
         reports: Reports | None = None,
     ) -> None:
         self._writer, self._background, self._spec = writer, background, spec
-        self._copies, self._reports = copies, reports
+        # `finish` completes rows that were measured; other ranks may have parts of them.
+        self._copies, self._reports, self._finish_rows = copies, reports, finish
         row = allocate(1)
         row_bytes = sum(tensor.nbytes for tensor in row.values())
         if spec.scaled:
@@ -134,11 +140,13 @@ class WriteQueue:
     def append(self, step: int, entry: Entry, row: Mapping[str, Tensor]) -> None:
         """Append a filled row; `submit_if_due` then makes room for the next row."""
         if self._journal is not None:
+            self._finish_rows()
             self._journal.append(_record(step, entry, row))
         buffer = self._buffer
         free = buffer.rows[len(buffer.entries)]
         if row is not free:
             # A flush has swapped the buffers since the row began.
+            self._finish_rows()
             for name, tensor in free.items():
                 tensor.copy_(row[name])
         buffer.entries.append(entry)
@@ -169,11 +177,14 @@ class WriteQueue:
 
     def append_window(self, window: NewWindow) -> None:
         """Append a window, before its first row is appended."""
+        keyframe = window.keyframe
+        if keyframe is not None and keyframe.nbytes <= COPIED_BYTES:
+            window, keyframe = window._replace(keyframe=keyframe.clone()), None
         self._windows.append(window)
         self._codes[window.number] = None
         self._has_large_codes = window.anchor.codes.nbytes >= FLUSH_BYTES
         self._copies.mark()
-        self._keyframe_is_pending = window.keyframe is not None
+        self._keyframe_is_pending = keyframe is not None
         code_bytes = sum(new.anchor.codes.nbytes for new in self._windows)
         if self._journal is not None:
             # The journal must hold only steps whose window is in the store.
@@ -198,6 +209,7 @@ class WriteQueue:
         """Give new rows to the writer thread, and continue with the other buffer."""
         # After an interruption such as Ctrl-C, this method may run again for the same rows and
         # windows; the writer knows which of them it has written.
+        self._finish_rows()
         self._lookout.next_flush = time.monotonic() + self._lookout.flush_seconds
         if self._reports is not None and (message := self._reports.message()):
             warn_user(message)
@@ -246,6 +258,7 @@ class WriteQueue:
         if lookout.is_over or not is_new or not self._background.is_idle:
             return
         windows, measured = self._windows.copy(), self._measurements.copy()
+        self._finish_rows()
 
         def look() -> None:
             time.sleep(HEAD_START)

@@ -1,8 +1,7 @@
 """Run coroutines to completion in the calling thread, one after another."""
 
 import asyncio
-from collections.abc import Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,12 +13,10 @@ class EventLoop:
     # Zarr's own loop needs a new thread, which cannot be started while the interpreter
     # shuts down.
     def __init__(self) -> None:
-        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._runner = asyncio.Runner(loop_factory=_LoopOfThisThread)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Return the result of a coroutine."""
-        loop = self._runner.get_loop()
-        loop.set_default_executor(_ThisThread())
         return self._runner.run(coroutine)
 
     def close(self) -> None:
@@ -27,16 +24,21 @@ class EventLoop:
         self._runner.close()
 
 
-class _ThisThread(ThreadPoolExecutor):
-    """An executor that runs calls in the calling thread."""
+class _LoopOfThisThread(asyncio.SelectorEventLoop):
+    """A loop that runs calls for other threads immediately, in its own thread."""
 
     # The calling thread is the writer thread. Each additional thread would cost time for
-    # switching and memory for an allocator arena.
-    def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run a call immediately."""
-        future = Future[Any]()
+    # switching and memory for an allocator arena, and even a result that is there at once would
+    # take the loop several turns, during which training waits for Python's lock.
+    def run_in_executor(  # type: ignore[override] # of any executor
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> "asyncio.Future[Any]":
+        """Run a call now, unless it has an executor of its own."""
+        if executor is not None:
+            return super().run_in_executor(executor, func, *args)
+        future = self.create_future()
         try:
-            future.set_result(call(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - as executors do
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - as executors do
             future.set_exception(error)
         return future

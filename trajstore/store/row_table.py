@@ -49,9 +49,11 @@ class RowTable:
         self.n_rows += len(scalars)
         self._register(name for row in scalars for name in row)
         table = np.full((len(scalars), self._n_columns), np.nan)
-        for i, row in enumerate(scalars):
-            for name, value in row.items():
-                table[i, self.metrics.index(name)] = value
+        if scalars:
+            values = [
+                [row.get(name, np.nan) for name in self.metrics] for row in scalars
+            ]
+            table[:, : len(self.metrics)] = values
         new = {name: values[n_known:] for name, values in rows.items()}
         new["scalars"] = table
         self._arrays.append({self._path(name): new[name] for name in new})

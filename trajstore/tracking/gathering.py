@@ -70,3 +70,17 @@ def sums_by_layer(
     sums.index_add_(0, layer_of_block, block_sums.double())
     placement.all_reduce(sums)
     return sums
+
+
+def norm_of(
+    vectors: Sequence[Tensor | None], placement: Placement, device: torch.device
+) -> Tensor:
+    """Return the norm of vectors, one per layer and each maybe sharded, a float64 scalar."""
+    squares = torch.zeros(1, dtype=torch.float64, device=device)
+    for vector in placement.local(vectors):
+        if vector is not None:
+            dense = local_part(vector).to_dense()
+            norm = torch.linalg.vector_norm(dense, dtype=torch.float64)
+            squares += norm.square().to(device)
+    placement.all_reduce(squares)
+    return squares.sqrt()[0]

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.sketch_torch.fold import Span
+from trajstore.tracking.reduction import Reduction
 
 Integers = npt.NDArray[np.int64]
 
@@ -151,16 +152,11 @@ class Placement:
         for tensor, total in zip(tensors, sums, strict=True):
             tensor.copy_(total.view(tensor.shape))
 
-    def reduce_to_first(self, *tensors: Tensor) -> None:
-        """Replace tensors by their sums over the ranks, on the first rank only."""
-        if self.group is None:
-            return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.reduce(flat, group_dst=0, group=self.group)
-        if self.is_first:
-            sums = flat.split([tensor.numel() for tensor in tensors])
-            for tensor, total in zip(tensors, sums, strict=True):
-                tensor.copy_(total.view(tensor.shape))
+    def start_reduction(
+        self, *tensors: Tensor, large: Tensor | None = None
+    ) -> Reduction:
+        """Begin to sum tensors over the ranks; `finish` replaces those of the first rank."""
+        return Reduction(tensors, large, self.group)
 
     def all_agree(self, *, here: bool) -> bool:
         """Return whether a condition holds on all ranks."""

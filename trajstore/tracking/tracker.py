@@ -22,7 +22,7 @@ from trajstore.sketch_torch.weights import tensor_weights
 from trajstore.tracking.backends.choose import choose_backend
 from trajstore.tracking.backends.double import DoubleBackend
 from trajstore.tracking.backends.protocol import LastStep, StepBackend
-from trajstore.tracking.gathering import gathered, sums_by_layer
+from trajstore.tracking.gathering import gathered, norm_of, sums_by_layer
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part, unsharded
 from trajstore.tracking.precision import no_grad_float32
@@ -81,6 +81,8 @@ class Tracker:
         )
         self.joins_updates = self._backend.joins_updates
         """Whether `before_step` can also measure the update of the last step."""
+        self.finish = self._backend.finish
+        """See `trajstore.tracking.backends.protocol.StepBackend.finish`."""
         self.sums = WindowSums(spec, self._placement, self._backend, self.device)
         blocks = self._backend.frame.unflatten(1, (-1, BLOCK))
         self._factors = {
@@ -240,6 +242,7 @@ class Tracker:
 
     def forget_previous_gradient(self) -> None:
         """Replace the last gradient by NaN, so that the next product with it is NaN."""
+        self.finish()
         # The sums of the window may contain this gradient, although it belongs to no step.
         self.sums.forget()
         for view in self._placement.views(self._backend.last_gradient):
@@ -309,14 +312,7 @@ class Tracker:
     def gradient_norm(self, scaling: Scaling | None) -> Tensor:
         """Return the norm of the current gradients, a float64 scalar on the device."""
         with torch.no_grad():
-            squares = self._zeros(1).double()
-            for gradient in self._placement.local(self.gradients(scaling)):
-                if gradient is not None:
-                    dense = local_part(gradient).to_dense()
-                    norm = torch.linalg.vector_norm(dense, dtype=torch.float64)
-                    squares += norm.square().to(self.device)
-            self._placement.all_reduce(squares)
-            return squares.sqrt()[0]
+            return norm_of(self.gradients(scaling), self._placement, self.device)
 
     def after_step(self, row: Mapping[str, Tensor]) -> None:
         """Measure the update; `row` is the row that `before_step` overwrote."""
@@ -325,12 +321,14 @@ class Tracker:
 
     def skip_after_step(self, row: Mapping[str, Tensor]) -> None:
         """Leave out `after_step` for a row, but count its gradient."""
+        self.finish()
         squares = row["tables"][:, table_columns(self._spec)["grad_sq"].start]
         self._gradient_energy += squares.to(getattr(torch, self._spec.float_type))
         self._n_gradients += 1
 
     def forget_displacement(self) -> None:
         """Replace the displacement of a measured row by NaN, so that its update is NaN."""
+        self.finish()
         for view in self._placement.views(self._backend.frame[DISPLACEMENT]):
             view.fill_(torch.nan)
 
@@ -345,6 +343,7 @@ class Tracker:
         """Measure the update of a measured step as if it were a gradient."""
         with torch.no_grad(), self._backend.preserve_state():
             self._backend.measure(self._updates(), number, row)
+            self.finish()
         # An update begins at the parameters before the step: copy their measurements.
         columns = table_columns(self._spec)
         tables, step_tables = row["tables"], step["tables"]

@@ -49,6 +49,12 @@ class WindowSums:
     ) -> None:
         self._spec, self._placement, self._backend = spec, placement, backend
         self._device = device
+        # Number of elements and index of the layer of each block, (block,).
+        layout = placement.layout
+        self._blocks = (
+            upload(layout.elements_of_block.astype(np.float64), device),
+            upload(layout.layer_of_block, device),
+        )
         self._sketch = sketch_of(spec, placement.layout)
         self._probes = probes_of(spec, placement.layout)
         self.window = 0
@@ -128,10 +134,9 @@ class WindowSums:
 
     def _relative_energies(self) -> Tensor:
         """Return the energies per element, relative to the largest of the layer, (block,)."""
-        layout, energies = self._placement.layout, self._energies()
-        density = energies.double()
-        density /= upload(layout.elements_of_block.astype(np.float64), energies.device)
-        layers = upload(layout.layer_of_block, energies.device)
+        layout, density = self._placement.layout, self._energies().double()
+        sizes, layers = self._blocks
+        density /= sizes
         largest = density.new_zeros(len(layout.names))
         largest.scatter_reduce_(0, layers, density, "amax")
         return (density / largest.clamp(min=TINY)[layers]).half()

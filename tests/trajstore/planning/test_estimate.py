@@ -16,6 +16,7 @@ from trajstore.format.arrays import DISPLACEMENT_CODES, SUM_SIGNS
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.format.windows import Windows
+from trajstore.planning.errors import Rate
 from trajstore.planning.estimate import (
     COMPRESSION,
     Plan,
@@ -419,3 +420,26 @@ def test_guessed_layers_have_the_given_number_of_parameters(data, n_params):
 def test_impossible_tensors_are_refused(n_params, n_tensors, message):
     with pytest.raises(ValueError, match=message):
         guess_layout(n_params, n_tensors)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+def test_the_ends_of_windows_limit_nearly_exact_sketches_under_sgd(
+    optimizer: Optimizer,
+):
+    def error(probes: int, mean_of: int = 1, rate: Rate = "constant") -> float:
+        plan = plan_recording(
+            guess_layout(12_000),
+            n_steps=300,
+            steps_per_epoch=20,
+            sketch_bits=1 << 20,
+            probes=probes,
+            optimizer=optimizer,
+            rate=rate,
+        )
+        return plan.stderr(mean_of=mean_of).typical
+
+    # Recordings of 4,935 to 12,705 parameters had 1.6e-5 to 1.7e-5.
+    assert 5e-6 < error(1024) < 2e-5
+    assert error(4096) == pytest.approx(error(1024) / 2, rel=0.2)
+    assert error(1024, mean_of=20) == pytest.approx(error(1024), rel=0.05)
+    assert error(1024, rate="cosine") > 2 * error(1024)

@@ -16,6 +16,7 @@ from tests.trajstore.recording.float64_tables import (
     reference,
 )
 from tests.trajstore.recording.regression import SMALL, record, regression, take_step
+from trajstore.recording import write_queue
 from trajstore.recording.recorder import Recorder
 
 
@@ -88,7 +89,16 @@ def test_windows_begin_where_the_schedule_says(
     assert run.steps.window.values.tolist() == expected.tolist()
 
 
-def test_more_windows_than_keyframes(tmp_path: Path):
+COPIED = pytest.mark.parametrize(
+    "copied_bytes", [0, write_queue.COPIED_BYTES], ids=["waits", "copies"]
+)
+
+
+@COPIED
+def test_more_windows_than_keyframes(
+    copied_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(write_queue, "COPIED_BYTES", copied_bytes)
     run, trace = record(
         tmp_path / "run", regression(), 36, reference_every=1, basis=4, **SMALL
     )
@@ -96,6 +106,29 @@ def test_more_windows_than_keyframes(tmp_path: Path):
     assert run.stored.array("references/keyframes").shape[0] == 2
     for window, expected in enumerate(expected_references(run, trace)):
         assert np.array_equal(reference(run, window), expected), window
+
+
+@COPIED
+def test_only_large_anchors_make_training_wait(
+    copied_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(write_queue, "COPIED_BYTES", copied_bytes)
+    training, waits = regression(), []
+    path = tmp_path / "run"
+    with Recorder(
+        path, training.model, training.optimizer, reference_every=1, **SMALL
+    ) as recorder:
+        background = recorder._session.background
+        wait = background.wait
+
+        def counted() -> None:
+            waits.append(1)
+            wait()
+
+        monkeypatch.setattr(background, "wait", counted)
+        for step in range(3):
+            take_step(training, step)
+        assert len(waits) == (0 if copied_bytes else 1)
 
 
 def test_two_recorders_agree(tmp_path: Path):

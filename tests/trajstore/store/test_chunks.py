@@ -5,6 +5,7 @@ import pickle
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import google_crc32c
@@ -14,9 +15,16 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 
 from tests.trajstore.handmade import SIZE, SPEC, random_rows, random_window, write_run
 from trajstore import open_run
+from trajstore.format.checks import check_of
 from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
-from trajstore.store.chunks import ChunkError, chunk_key, chunks_of, read_part
+from trajstore.store.chunks import (
+    ChunkChecks,
+    ChunkError,
+    chunk_key,
+    chunks_of,
+    read_part,
+)
 from trajstore.store.writer import Writer
 
 PER_EPOCH: Final = 4
@@ -287,3 +295,16 @@ def test_lost_signs_are_distinguished_from_zeros(path: Path):
     with expect(path, "signs/c/0/0"):
         assert run.stored.is_missing("signs", slice(2, 9)).tolist() == [True] * 7
     assert not run.stored.rows("signs", slice(2, 9)).any()
+
+
+def test_every_chunk_of_a_grid_is_compared_with_its_own_check():
+    array: Any = SimpleNamespace(path="array", shape=(5, 7), chunks=(2, 3))
+    values = np.arange(35).reshape(array.shape)
+    known: Any = [check_of(values[chunk]) for chunk in chunks_of(array)]
+    checks = ChunkChecks(array, known, [], {})
+    checks.compare((slice(0, 5), slice(0, 7)), values)
+    checks.compare((slice(2, 5), slice(3, 7)), values[2:, 3:])
+    checks.compare((slice(4, 5), slice(6, 7)), values[4:, 6:])
+    known[5], known[7] = known[7], known[5]
+    with pytest.raises(ChunkError, match="array/c/1/2"):
+        checks.compare((slice(2, 4), slice(0, 7)), values[2:4])

@@ -138,6 +138,7 @@ def follow(
         if measures_aside and step % 2:
             aside = {name: values[0] for name, values in tracker.allocate(1).items()}
             tracker.measure(100 + step, aside)
+            tracker.finish()
             np.testing.assert_array_equal(aside["tables"][:, 1], row["tables"][:, 1])
         for parameter in parameters.values():
             parameter.add_(0.01 * draw(parameter.shape))

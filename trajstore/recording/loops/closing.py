@@ -25,7 +25,7 @@ def changes_at_end(
             "The parameters have changed since the last optimizer step. Their "
             "current values are stored as the final iterate."
         )
-    n_logged = watch.n_logged()
+    n_logged = max(watch.n_logged.values(), default=0)
     have_changed = not has_stepped and session.have_parameters_changed()
     if have_changed or (n_logged and not has_stepped):
         found = "The parameters have changed" if have_changed else "Values were logged"

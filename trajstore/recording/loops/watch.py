@@ -5,7 +5,7 @@ only where these differ it looks closer.
 """
 
 from collections.abc import Mapping, Sequence
-from ctypes import string_at
+from ctypes import c_char
 from functools import cache
 from operator import attrgetter
 from typing import Any, Final
@@ -74,8 +74,8 @@ class LoopWatch:
         self._is_measured_early = self._is_written = False
         self._gradients: GradientVersions | None = None
         self._warned: set[str] = set()
-        # How often each scalar was logged since the last step.
-        self._n_logged: dict[str, int] = {}
+        self.n_logged: dict[str, int] = {}
+        """How often each scalar was logged since the last step."""
         self.rounding = Rounding(self._tracker.parameters, session.spec)
 
     def track(self, tensors: list[Tensor | None], *, idle: list[int]) -> None:
@@ -137,30 +137,30 @@ class LoopWatch:
         if optimizer is not None:
             self.check_point(optimizer)
         if not is_again:
-            self._check_moves(step)
+            # In a loop that moves parameters after every step, some steps tell.
+            if step < N_FIRST or step % EVERY == 0 or self._is_written:
+                self._moved_before = self._has_moved()
+            if self._is_measured_early:
+                self._check_update(step)
+            self._marks_after = None
         self.follow()
 
-    def _check_moves(self, step: int) -> None:
-        """Note whether parameters were moved since the last step, and tell if a row lacks this."""
-        # In a loop that moves parameters after every step, some steps tell.
-        if step < N_FIRST or step % EVERY == 0 or self._is_written:
-            self._moved_before = self._has_moved()
-        if self._is_measured_early:
-            self._is_measured_early = False
-            is_same = (
-                not self._moved_before
-                if self._is_written
-                else self._tracker.parameters_unchanged_since_step()
+    def _check_update(self, step: int) -> None:
+        """Tell if the update of the last step, measured early, lacks a change of parameters."""
+        self._is_measured_early = False
+        is_same = (
+            not self._moved_before
+            if self._is_written
+            else self._tracker.parameters_unchanged_since_step()
+        )
+        if not is_same:
+            self.warn_once(
+                "early",
+                f"The parameters have changed since step {step - 1} was written, and its "
+                "update lacks this change. Change parameters before flush() and "
+                "state_dict(), and record loops that change them after every step "
+                "without a journal.",
             )
-            if not is_same:
-                self.warn_once(
-                    "early",
-                    f"The parameters have changed since step {step - 1} was written, and its "
-                    "update lacks this change. Change parameters before flush() and "
-                    "state_dict(), and record loops that change them after every step "
-                    "without a journal.",
-                )
-        self._marks_after = None
 
     def follow(self) -> None:
         """Follow the tensors that the optimizers hold now."""
@@ -197,18 +197,10 @@ class LoopWatch:
         """Whether an optimizer has the gradients that were noted, if any were."""
         return self._gradients is None or self._gradients.match(optimizer)
 
-    def note_logged(self, name: str) -> None:
-        """Count a scalar that was logged."""
-        self._n_logged[name] = self._n_logged.get(name, 0) + 1
-
-    def n_logged(self) -> int:
-        """Return how often the most frequent scalar was logged since the last step."""
-        return max(self._n_logged.values(), default=0)
-
     def end(self) -> None:
         """Note the parameters and forget the gradients when a step has been taken."""
         self._gradients = None
-        self._n_logged.clear()
+        self.n_logged.clear()
         self._marks_after = self._marks.read()
         # Parameters may become float64 in the middle of a run.
         rounding = self.rounding
@@ -272,12 +264,13 @@ class Marks:
         self._counted = [t for t in held if not t.is_inference()]
         # A wrapper, such as a DTensor, has no memory of its own.
         plain = [t for t in held if has_memory(t)]
-        self._sampled = plain[:: max(1, -(-len(plain) // N_SAMPLED))]
+        sampled = plain[:: max(1, -(-len(plain) // N_SAMPLED))]
+        self._samples = [Sample(tensor) for tensor in sampled]
 
     def read(self) -> list[Any]:
         """Return the current marks; equal lists mean that no change was noticed."""
         marks: list[Any] = [*map(_version, self._counted)]
-        marks += map(sample, self._sampled)
+        marks += map(Sample.read, self._samples)
         return marks
 
 
@@ -287,13 +280,32 @@ def has_memory(tensor: Tensor) -> bool:
     return is_plain and tensor.layout is torch.strided
 
 
-def sample(tensor: Tensor) -> tuple[int, bytes]:
-    """Return the address of a tensor, and some elements if they are in the memory of a CPU."""
-    address = tensor.data_ptr()
+class Sample:
+    """Reads the address of a tensor, and some elements if they are in the memory of a CPU."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        # Looking for the elements takes longer than reading them where they were before.
+        self._place: tuple[int, int, bool] | None = None
+        self._elements: Any = None
+
+    def read(self) -> tuple[int, bytes]:
+        """Return the address and the elements, none for an accelerator."""
+        tensor = self._tensor
+        place = tensor.data_ptr(), tensor.numel(), tensor.is_contiguous()
+        if place != self._place:
+            self._place, self._elements = place, _elements_in_the_middle(tensor)
+        return place[0], self._elements.raw
+
+
+def _elements_in_the_middle(tensor: Tensor) -> Any:
+    """View some elements of a tensor as bytes, none if they cannot be read in place."""
+    address, n_bytes = tensor.data_ptr(), tensor.nbytes
     if not tensor.is_cpu or address == 0 or not tensor.is_contiguous():
-        return address, b""
-    middle, n_bytes = tensor.nbytes // 2, tensor.nbytes
-    return address, string_at(address + middle, min(N_BYTES, n_bytes - middle))
+        return (c_char * 0)()
+    middle = n_bytes // 2
+    n_read = min(N_BYTES, n_bytes - middle)
+    return (c_char * n_read).from_address(address + middle)
 
 
 class GradientPoint:
@@ -312,22 +324,25 @@ class GradientPoint:
             and not t.is_inference()
             and has_memory(t)
         ]
-        self._tensor = max(suitable, key=Tensor.numel, default=None)
+        tensor = max(suitable, key=Tensor.numel, default=None)
         self._seen: Any = None
         self._handle: Any = None
-        if self._tensor is not None:
+        if tensor is not None:
+            self._tensor, self._sample = tensor, Sample(tensor)
             # A compiled backward pass would otherwise compile the hook.
             hook = torch.compiler.disable(self._note)
-            self._handle = self._tensor.register_post_accumulate_grad_hook(hook)
+            self._handle = tensor.register_post_accumulate_grad_hook(hook)
 
     def _note(self, tensor: Tensor) -> None:
-        self._seen = tensor._version, sample(tensor)
+        self._seen = tensor._version, self._sample.read()
 
     def has_moved(self) -> bool:
         """Whether the parameter was moved since its gradient was made; forgets the gradient."""
         seen, self._seen = self._seen, None
-        tensor = self._tensor
-        return seen is not None and seen != (tensor._version, sample(tensor))  # type: ignore[union-attr, arg-type]
+        return seen is not None and seen != (
+            self._tensor._version,
+            self._sample.read(),
+        )
 
     def remove(self) -> None:
         """Remove the hook."""

@@ -144,6 +144,9 @@ class DoubleBackend:
             row["scales"].copy_(self._sketched["scales"].double() * factors[0])
             row["probes"].copy_(self._sketched["probes"].double() * factors)
 
+    def finish(self, *, waits: bool = True) -> None:
+        """Do nothing, because rows are complete when they are measured."""
+
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step, which leads to the parameters."""
         row, gradient_energy = last

@@ -176,6 +176,9 @@ class EagerBackend:
         self._placement.all_reduce(tables, buckets, row["probes"])
         self._sketch.encode(signs=row["signs"], scales=row["scales"])
 
+    def finish(self, *, waits: bool = True) -> None:
+        """Do nothing, because rows are complete when they are measured."""
+
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step, which leads to the parameters."""
         row, gradient_energy = last

@@ -97,6 +97,13 @@ class StepBackend(Protocol):
         after other errors the update is measured, or NaN.
         """
 
+    def finish(self, *, waits: bool = True) -> None:
+        """Complete the last rows with what other ranks have measured; until then they hold NaN.
+
+        Methods that measure call this first. Raises a `RuntimeError` if a rank has ended, and unless
+        it waits, if the results have not arrived; what they would tell stays NaN.
+        """
+
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step, which leads to the parameters."""
 

@@ -22,7 +22,8 @@ class Addresses:
     """Looks up addresses of tensors, one per layer, for kernels that read float32 numbers."""
 
     def __init__(self, layout: Layout, parameters: Sequence[Tensor | None]) -> None:
-        self._names, self._shapes = layout.names, [*layout.shapes]
+        # Tuples would take three times as long to compare with shapes of tensors.
+        self._names, self._shapes = layout.names, [torch.Size(s) for s in layout.shapes]
         self._sizes = layout.sizes.tolist()
         self._dtypes = [torch.float32] * len(layout.names)
         self.follow(parameters)
@@ -51,18 +52,17 @@ class Addresses:
     def of(self, tensors: Sequence[Tensor | None]) -> tuple[Integers, list[Tensor]]:
         """Return the addresses of tensors, 0 for None, and the copies that were necessary."""
         # The addresses are valid as long as the caller keeps the tensors and the copies.
-        held: list[Any] = [t for t in tensors if t is not None]
-        if len(held) == len(tensors):
-            addresses = self._in_place(held, self._shapes, self._dtypes)
-        else:
+        addresses = self._in_place(tensors, self._shapes, self._dtypes)
+        if addresses is not None:
+            return np.array(addresses, np.int64), []
+        held = [t for t in tensors if t is not None]
+        if len(held) < len(tensors):
             shapes = [
                 s for t, s in zip(tensors, self._shapes, strict=True) if t is not None
             ]
             addresses = self._in_place(held, shapes, self._dtypes[: len(held)])
         if addresses is None:
             return self._with_copies(tensors)
-        if len(held) == len(tensors):
-            return np.array(addresses, np.int64), []
         found = iter(addresses)
         return np.array(
             [0 if t is None else next(found) for t in tensors], np.int64
@@ -83,7 +83,7 @@ class Addresses:
             return False
 
     def _in_place(
-        self, tensors: Sequence[Tensor], shapes: Sequence[Any], dtypes: Sequence[Any]
+        self, tensors: Sequence[Any], shapes: Sequence[Any], dtypes: Sequence[Any]
     ) -> list[int] | None:
         """Return the addresses of tensors; None if kernels cannot read all of them in place."""
         try:
@@ -96,8 +96,8 @@ class Addresses:
                 and all(map(_is_cpu, tensors))
                 and not any(map(Tensor.is_neg, tensors))
             )
-        except RuntimeError:
-            # Sparse tensors have no address.
+        except (RuntimeError, TypeError):
+            # Sparse tensors have no address, and None is no tensor.
             return None
         return addresses if is_readable else None
 

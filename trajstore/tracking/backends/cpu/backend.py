@@ -1,8 +1,7 @@
 """Backend that runs compiled loops, for parameters in the memory of a CPU."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from operator import is_
 from typing import Any, Final, NamedTuple
 
@@ -14,12 +13,12 @@ from torch import Tensor
 from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.signs import Role
-from trajstore.tracking.backends.columns import measured_columns
 from trajstore.tracking.backends.cpu import measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
 from trajstore.tracking.backends.cpu.arguments import Arguments
 from trajstore.tracking.backends.cpu.compiling import compile_waiting, on_threads
-from trajstore.tracking.backends.cpu.folding import folding_of, no_folding
+from trajstore.tracking.backends.cpu.folding import WORD, folding_of, no_folding
+from trajstore.tracking.backends.cpu.kernels import Kernels, kernel_columns
 from trajstore.tracking.backends.cpu.ranges import START, bounds_of, ranges_of
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import LastStep
@@ -28,6 +27,7 @@ from trajstore.tracking.backends.threads import preserve_torch_threads
 from trajstore.tracking.local_tensors import LocalTensors
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
+from trajstore.tracking.reduction import Reduction
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -46,31 +46,14 @@ NO_ENERGY: Final = np.zeros(0)
 compile_waiting()
 
 
-class _Columns(NamedTuple):
-    """Columns of `tables`, in the form that the kernels expect."""
+class _Unfinished(NamedTuple):
+    """A row whose sums over the ranks are not known yet."""
 
-    before: int  # first column that is measured before the step
-    n_before: int
-    # Columns of `measuring.PRODUCTS` and of `measuring.BASIS_PRODUCTS`, relative to `before`.
-    products: Integers  # (product,)
-    basis: Integers  # (2, basis)
-    after: int  # first column that is measured after the step
-    n_after: int
-    updates: Integers  # (product,): columns of `measuring.UPDATES`, relative to `after`
-    grad_sq: int  # column of |g|^2 in a table
-
-
-class _Kernels(NamedTuple):
-    """Kernels that run on one thread or on several, with their arguments and sums."""
-
-    before: Callable[[int], None]
-    after: Callable[[int], None]
-    before_arguments: Arguments
-    after_arguments: Arguments
-    gradients: Integers  # (layer,): addresses that `before` reads
-    sums: Doubles  # (part, layer, column)
-    update_sums: Doubles  # (part, layer, column)
-    no_sums: Doubles  # (part, 0, column)
+    reduction: Reduction
+    tables: Doubles
+    updates: Doubles  # (1, layer, column): products of the update of the row before
+    row: Mapping[str, Tensor]
+    last: LastStep | None
 
 
 class CPUBackend:
@@ -88,7 +71,7 @@ class CPUBackend:
         device: torch.device,
     ) -> None:
         layout = placement.layout
-        self._spec, self._past, self._columns = spec, past, _columns(spec)
+        self._spec, self._past, self._columns = spec, past, kernel_columns(spec)
         self._placement, self._is_whole = placement, placement.group is None
         self._is_first = placement.is_first
         self._local = LocalTensors(placement, parameters)
@@ -120,8 +103,9 @@ class CPUBackend:
         self._energy: tuple[Tensor | None, Doubles] = None, NO_ENERGY
         self._kernels = self._prepare_kernels(n_parts)
         self._given: tuple[Any, ...] = None, None, None
+        self._unfinished: _Unfinished | None = None
 
-    def _prepare_kernels(self, n_parts: int) -> _Kernels:
+    def _prepare_kernels(self, n_parts: int) -> Kernels:
         """Return the kernels with arguments that stay the same in many steps."""
         layers, columns, folding = len(self._spec.names), self._columns, self._folding
         no_addresses, gradients = np.zeros((2, len(self._local.layout.names)), np.int64)
@@ -171,7 +155,7 @@ class CPUBackend:
             with preserve_torch_threads():
                 run_after(after.address)
         after.set("bounds", bounds)
-        return _Kernels(
+        return Kernels(
             on_threads(n_parts, measuring.measure_before),
             run_after,
             before,
@@ -189,10 +173,12 @@ class CPUBackend:
 
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
-        arguments = self._kernels.before_arguments
-        if self._folding.sketch is not None:
-            fold = replace(self._folding.sketch.fold, window=window)
-            arguments.set("sketch_columns", fold.column_sequence)
+        arguments, folding = self._kernels.before_arguments, self._folding
+        if folding.sketch is not None:
+            fold, n = folding.sketch.fold, len(folding.probe_columns)
+            signs = np.empty(-(-n // WORD) * WORD, np.int8)
+            sketching.draw_signs(fold.seed, int(fold.column_role), window, signs)
+            arguments.set("sketch_columns", signs[:n])
         arguments.set("weights", weights.numpy().copy())
 
     def start_sums(self, row_signs: Tensor | None) -> None:
@@ -214,27 +200,31 @@ class CPUBackend:
         arrays = getattr(row, "arrays", None) or arrays_of(row)
         tables = arrays["tables"]
         wide = self._wide(tables)
-        parts = vectors if self._is_whole else self._local.of(vectors)
-        gradients, _gradients = self._addresses.of(parts)
-        parameters, _parameters = self._addresses_of_parameters()
+        if self._is_whole:
+            parameters, _parameters = self._addresses.of_parameters()
+            gradients, _gradients = self._addresses.of(vectors)
+        else:
+            parameters, _parameters = self._addresses_of_parameters()
+            gradients, _gradients = self._addresses.of(self._local.of(vectors))
         if self._is_lent:
             self._is_lent = False
             squares = measuring.held_squares(self._rows[0])
             self._squares[:] = squares[self._ranges[:, START] // BLOCK]
-        if folding.sketch is not None:
-            sketching.draw_signs(
-                self._spec.seed, STEP_SIGNS, number, folding.step_signs
-            )
         run = self._kernels
         update_sums = run.no_sums if last is None else run.update_sums
         # What the kernel does not reach, because of Ctrl-C, is not known.
         update_sums.fill(np.nan)
         try:
+            if self._unfinished is not None:
+                self.finish()
+            if folding.sketch is not None:
+                signs = folding.step_signs
+                sketching.draw_signs(self._spec.seed, STEP_SIGNS, number, signs)
             self._run_before(gradients, parameters, update_sums)
             measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
             self._write_probes(arrays)
             if not self._is_whole:
-                self._add_ranks(wide, update_sums, row)
+                self._add_ranks(wide, update_sums, row, last)
         except BaseException:
             if not self._is_whole:
                 # What other ranks have measured is not known.
@@ -242,11 +232,13 @@ class CPUBackend:
             raise
         finally:
             # Also after Ctrl-C during the kernel, which has replaced the displacement.
-            if last is not None:
+            if last is not None and self._unfinished is None:
                 self._add_update(update_sums, last)
+        if self._unfinished is not None:
+            return
         if wide is not tables:
             tables[:] = wide
-        if folding.sketch is not None and self._is_first:
+        if folding.sketch is not None:
             self._write_sketch(arrays)
 
     def _write_probes(self, arrays: Arrays) -> None:
@@ -258,23 +250,60 @@ class CPUBackend:
                 arrays[name][:] = vector
             return
         if self._spec.displacement_sum:
-            self._displacements += folding.folds[:, 1]
+            # All other buckets are 0.
+            n = folding.filled
+            self._displacements[:, :n] += folding.folds[:, 1, :n]
         probes = arrays["probes"]
         sketching.probe(folding.folds, folding.filled, *folding.second_fold, probes)
 
     def _add_ranks(
-        self, tables: Doubles, update_sums: Doubles, row: Mapping[str, Tensor]
+        self,
+        wide: Doubles,
+        update_sums: Doubles,
+        row: Mapping[str, Tensor],
+        last: LastStep | None,
     ) -> None:
-        """Let the first rank add up what all ranks have measured for this row and the last."""
+        """Begin to add up what all ranks have measured for this row and the last."""
         first, folds = self._columns.before, self._folding.folds
         # Ranks may have different numbers of parts.
-        products, fold = update_sums.sum(0), folds[:, -1].sum(0)
-        columns = tables[:, first : first + self._columns.n_before]
-        arrays = map(torch.from_numpy, (columns, products, fold))
-        probes = [row["probes"]] if "probes" in row else []
-        self._placement.reduce_to_first(*arrays, *probes)
-        update_sums.fill(0)
-        update_sums[0], folds[1:, -1], folds[0, -1] = products, 0, fold
+        updates = update_sums.sum(0, keepdims=True)
+        columns = wide[:, first : first + self._columns.n_before]
+        if len(folds) > 1:
+            folds[0, -1] = folds[:, -1].sum(0)
+            folds[1:, -1] = 0
+        arrays = arrays_of(row)
+        sketched = [arrays[name] for name in ("probes", "scales") if name in arrays]
+        sums = map(torch.from_numpy, (columns, updates, *sketched[:1]))
+        fold = torch.from_numpy(folds[0, -1]) if sketched else None
+        reduction = self._placement.start_reduction(*sums, large=fold)
+        # Until the first rank has the sums, it does not know these values.
+        arrays["tables"][:, first : first + self._columns.n_before] = np.nan
+        for unknown in sketched:
+            unknown.fill(np.nan)
+        if last is not None:
+            after = slice(self._columns.after, self._columns.after + updates.shape[2])
+            arrays_of(last.row)["tables"][:, after] = np.nan
+        self._unfinished = _Unfinished(reduction, wide, updates, row, last)
+
+    def finish(self, *, waits: bool = True) -> None:
+        """Complete the last rows with what other ranks have measured."""
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is None:
+            return
+        reduction, wide, updates, row, last = unfinished
+        try:
+            reduction.finish(waits=waits)
+        except BaseException:
+            updates.fill(np.nan)
+            raise
+        finally:
+            if last is not None:
+                self._add_update(updates, last)
+        arrays = arrays_of(row)
+        if wide is not arrays["tables"]:
+            arrays["tables"][:] = wide
+        if self._is_first and self._folding.sketch is not None:
+            self._write_sketch(arrays)
 
     def _write_sketch(self, arrays: Arrays) -> None:
         """Write signs and scales to a row, given the folds."""
@@ -308,11 +337,12 @@ class CPUBackend:
 
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
+        self.finish()
         sums, self._checks = self._measure_after()
         if not self._is_whole:
             # Ranks may have different numbers of parts.
             sums = sums.sum(0, keepdims=True)
-            self._placement.reduce_to_first(torch.from_numpy(sums))
+            self._placement.start_reduction(torch.from_numpy(sums)).finish()
         self._add_update(sums, last)
 
     def parameters_unchanged_since_step(self) -> bool:
@@ -358,7 +388,7 @@ class CPUBackend:
     ) -> None:
         """Rotate and code a fold, float32 (bucket,)."""
         folding, numbers = self._folding, fold.numpy()
-        drawn = rotation_signs.numpy()
+        drawn = rotation_signs.numpy().astype(np.int8)
         sketching.rotate(numbers, folding.filled, drawn, *folding.blocks)
         folding.code(numbers, signs.numpy(), scales.numpy())
 
@@ -413,18 +443,3 @@ class CPUBackend:
         arguments.set("checks", checks)
         self._kernels.after(arguments.address)
         return checks
-
-
-def _columns(spec: RunSpec) -> _Columns:
-    before, after, grad_sq = measured_columns(spec)
-    basis_starts = [before.starts[name] for name in measuring.BASIS_PRODUCTS]
-    return _Columns(
-        before=before.table_slice.start,
-        n_before=before.n_columns,
-        products=np.array([before.starts[name] for name in measuring.PRODUCTS]),
-        basis=np.add.outer(basis_starts, np.arange(spec.basis)),
-        after=after.table_slice.start,
-        n_after=after.n_columns,
-        updates=np.array([after.starts[name] for name in measuring.UPDATES]),
-        grad_sq=grad_sq,
-    )

@@ -15,6 +15,7 @@ from trajstore.format.layout import BLOCK
 from trajstore.tracking.backends.cpu.compiling import inlined, loop
 
 Floats = npt.NDArray[np.float32]
+Signs = npt.NDArray[np.int8]
 
 LEAST_SUM: Final = 1e-35
 """A sum of products in float32 keeps its digits if the largest product of elements is larger."""
@@ -144,23 +145,23 @@ def sum_of_bits(words: npt.NDArray[np.int32], place: int) -> np.int64:
 
 
 @loop
-def fold_vector(vector: Floats, signs: Floats, sign: np.float32, out: Floats) -> None:
+def fold_vector(vector: Floats, signs: Signs, sign: np.float32, out: Floats) -> None:
     """Add a vector times column signs and a row sign to a fold."""
     for i in range(len(signs)):
-        out[i] += sign * signs[i] * vector[i]
+        out[i] += sign * np.float32(signs[i]) * vector[i]
 
 
 @inlined
 def fold_both(
     gradient: Floats,
     displacement: Floats,
-    signs: Floats,
+    signs: Signs,
     row_sign: np.float32,
     gradient_fold: Floats,
     displacement_fold: Floats,
 ) -> None:
     """Do the same for two vectors and their folds, with the same signs."""
     for i in range(len(signs)):
-        sign = row_sign * signs[i]
+        sign = row_sign * np.float32(signs[i])
         gradient_fold[i] += sign * gradient[i]
         displacement_fold[i] += sign * displacement[i]

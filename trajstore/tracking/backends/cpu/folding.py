@@ -17,6 +17,7 @@ from trajstore.tracking.backends.cpu import coding
 from trajstore.tracking.backends.memory import huge_zeros
 
 Floats = npt.NDArray[np.float32]
+Signs = npt.NDArray[np.int8]
 
 CPU: Final = torch.device("cpu")
 
@@ -31,11 +32,11 @@ class Folding:
     sketch: Sketch | None
     width: int  # width of the fold; 0 in exact mode
     filled: int  # number of buckets that may differ from 0
-    probe_columns: Floats  # sequence of the column signs of the probes
+    probe_columns: Signs  # sequence of the column signs of the probes
     probe_rows: Floats  # row signs of the probes
-    second_fold: tuple[Floats, int, int, int]  # arguments of `sketching.probe`
-    step_signs: Floats  # signs drawn in every step
-    row_signs: Floats  # the part of `step_signs` for the rows of the fold
+    second_fold: tuple[Signs, int, int, int]  # arguments of `sketching.probe`
+    step_signs: Signs  # signs drawn in every step
+    row_signs: Signs  # the part of `step_signs` for the rows of the fold
     folds: Floats  # (part, 3, bucket): folds of gradient, displacement and weighted gradient
     blocks: tuple[int, int]  # lengths of the blocks of the two Hadamard transforms
     # Writes the codes and scales of a rotated fold: code(numbers, codes, scales).
@@ -44,16 +45,16 @@ class Folding:
 
 def no_folding(n_parts: int) -> Folding:
     """Return empty arrays, for exact mode."""
-    empty = np.zeros(0, np.float32)
+    empty, none = np.zeros(0, np.float32), np.zeros(0, np.int8)
     return Folding(
         sketch=None,
         width=0,
         filled=0,
-        probe_columns=empty,
+        probe_columns=none,
         probe_rows=empty,
-        second_fold=(empty, 1, 1, 0),
-        step_signs=empty,
-        row_signs=empty,
+        second_fold=(none, 1, 1, 0),
+        step_signs=none,
+        row_signs=none,
         folds=np.zeros((n_parts, 3, 0), np.float32),
         blocks=(1, 1),
         code=coding.code_signs,
@@ -65,15 +66,15 @@ def folding_of(layout: Layout, spec: RunSpec, n_parts: int) -> Folding:
     sketch, probes = sketch_of(spec, layout), probes_of(spec, layout)
     fold, numbers, n_signs = sketch.fold, sketch.numbers, sum(sketch.sign_counts)
     block = numbers // sketch.n_blocks
-    signs = huge_zeros(-(-n_signs // WORD) * WORD, device=CPU).numpy()
+    signs = np.zeros(-(-n_signs // WORD) * WORD, np.int8)
     return Folding(
         sketch=sketch,
         width=fold.width,
         filled=min(fold.width, sketch.size),
-        probe_columns=fold.column_sequence,
+        probe_columns=fold.column_sequence.astype(np.int8),
         probe_rows=probes.row_signs,
         second_fold=(
-            probes.bucket_signs.copy(),
+            probes.bucket_signs.astype(np.int8),
             probes.bucket_fold.width,
             probes.block,
             probes.shift,

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import float32, float64, int64
+from numba import float32, float64, int8, int64
 
 from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
@@ -78,6 +78,7 @@ MOST_CAREFREE: Final = 1e30
 """Range of |g|^2 in a block whose products with the next gradient are computed in float32."""
 
 _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
+_SIGNS: Final = int8[::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
 _RANGES: Final = int64[:, ::1]
 
@@ -100,10 +101,10 @@ BEFORE: Final = {
     "basis_columns": int64[:, ::1],
     "width": int64,  # length of a row of the fold; 0 if nothing is folded
     "filled": int64,  # number of buckets that may differ from 0
-    "sketch_columns": _FLOATS,  # (sign,): `Fold.column_sequence` of the sketch
-    "probe_columns": _FLOATS,  # (sign,): `Fold.column_sequence` of the probes
+    "sketch_columns": _SIGNS,  # (sign,): `Fold.column_sequence` of the sketch
+    "probe_columns": _SIGNS,  # (sign,): `Fold.column_sequence` of the probes
     "probe_signs": _FLOATS,  # (row,): row signs of the probes
-    "row_signs": _FLOATS,  # (row,): row signs of the sketch
+    "row_signs": _SIGNS,  # (row,): row signs of the sketch
     "weights": _FLOATS,  # (layer,): weights of the sketch
     # (part, 3, bucket): overwritten with folds of the gradient and the displacement for the
     # probes, and of the weighted gradient for the sketch.
@@ -271,7 +272,8 @@ def measure_before(part: int, arguments: int) -> None:
             gradient = part_of(rows, start, n)
             signs = part_of(sketch_columns, first_sign, n)
             weighted = part_of(folds, bucket + 2 * buckets, n)
-            fold_vector(gradient, signs, at(row_signs, row) * weight, weighted)
+            row_sign = np.float32(at(row_signs, row))
+            fold_vector(gradient, signs, row_sign * weight, weighted)
             fold_both(
                 gradient,
                 part_of(rows, size + start, n),

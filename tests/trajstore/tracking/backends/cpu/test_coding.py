@@ -34,6 +34,19 @@ def test_codes_of_several_bits_equal_numpys(bits: int, n_blocks: int):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("size", [8, 64, 4096])
+@pytest.mark.parametrize("spike", [0, 3.5, 4.5, 6, 20, 300])
+def test_scales_of_16_bits_have_the_digits_of_float32(spike: float, size: int):
+    """Levels up to 4 are computed from the guide, and rarer ones are looked up."""
+    numbers = normal(size)
+    numbers[3], numbers[5] = spike, -0.9 * spike
+    code, scales = np.zeros(2 * size, np.uint8), np.zeros(1, np.float32)
+    folding._code(16, size)(numbers, code, scales)
+    found = levels.decode(code, np.ones(1, np.float32), 16).astype(np.float64)
+    exact = numbers.astype(np.float64)
+    np.testing.assert_allclose(scales, exact @ exact / (exact @ found), rtol=1.5e-6)
+
+
 def numbers_near(points: Any) -> Any:
     """Return points in float32, and their neighbours on both sides."""
     points = points.astype(np.float32)

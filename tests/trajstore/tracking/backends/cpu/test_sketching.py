@@ -22,6 +22,10 @@ SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
 """Sizes below 16, powers of 4, other powers of 2, and the size of two blocks."""
 
 
+def step_signs(size: int) -> Any:
+    return random_signs(size, seed=2, role=Role.STEP).astype(np.int8)
+
+
 def normal(*shape: int) -> Any:
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
@@ -65,7 +69,7 @@ def sketch(buckets: Any, filled: int, signs: Any, block: int, code: Any, scales:
 @pytest.mark.parametrize("size", SIZES)
 def test_sketch_equals_rotation_and_code(size: int):
     vector = normal(size)
-    signs = random_signs(size, seed=2, role=Role.STEP)
+    signs = step_signs(size)
     code, scales = np.zeros(size // 8, np.uint8), np.zeros(n_blocks(size), np.float32)
     rotated = rotate(vector, signs)
     expected_code, expected_scales = onebit.encode(rotated)
@@ -82,7 +86,7 @@ def test_sketch_equals_rotation_and_code(size: int):
 @pytest.mark.parametrize("filled", [1, 16, 255, 1000, 10_000, 70_000, 2**17])
 def test_skipping_zero_buckets_does_not_change_the_sketch(filled: int):
     size, block = 2**17, MAX_BLOCK
-    signs = random_signs(size, seed=2, role=Role.STEP)
+    signs = step_signs(size)
     sketches = []
     for filled_argument in (filled, size):
         buckets = np.zeros(size, np.float32)
@@ -102,7 +106,7 @@ def test_scale_of_zero_or_nonfinite_blocks(bad: float, scale: float):
     vector = np.zeros(256, np.float32)
     vector[7] = bad
     scales = np.ones(1, np.float32)
-    ones = np.ones(256, np.float32)
+    ones = np.ones(256, np.int8)
     sketch(vector, 256, ones, 256, np.zeros(32, np.uint8), scales)
     np.testing.assert_array_equal(scales, np.float32(scale))
 
@@ -112,7 +116,7 @@ def test_zero_counts_as_positive():
     sketch(
         np.zeros(16, np.float32),
         16,
-        np.ones(16, np.float32),
+        np.ones(16, np.int8),
         16,
         code,
         np.zeros(1, np.float32),
@@ -123,10 +127,7 @@ def test_zero_counts_as_positive():
 @pytest.mark.parametrize("filled", [5, 70_000, 2**18])
 def test_rotation_mixes_blocks(filled: int):
     size = 2**18
-    vector, signs = (
-        np.zeros(size, np.float32),
-        random_signs(size, seed=2, role=Role.STEP),
-    )
+    vector, signs = np.zeros(size, np.float32), step_signs(size)
     vector[:filled] = normal(filled)
     rotated = vector.copy()
     sketching.rotate(rotated, filled, signs, size, MAX_BLOCK)
@@ -138,7 +139,7 @@ def test_rotation_mixes_blocks(filled: int):
 @pytest.mark.parametrize("step", [0, 4, 2**40])
 @pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
 def test_signs_equal_numpys(n: int, step: int, seed: int):
-    signs = np.zeros(n, np.float32)
+    signs = np.zeros(n, np.int8)
     sketching.draw_signs(seed, Role.STEP, step, signs)
     expected = random_signs(n, seed=seed, role=Role.STEP, step=step)
     np.testing.assert_array_equal(signs, expected)
@@ -146,7 +147,7 @@ def test_signs_equal_numpys(n: int, step: int, seed: int):
 
 def second_fold(probes: Probes) -> tuple[Any, int, int, int]:
     width = probes.bucket_fold.width
-    return probes.bucket_signs.copy(), width, probes.block, probes.shift
+    return probes.bucket_signs.astype(np.int8), width, probes.block, probes.shift
 
 
 @pytest.mark.parametrize("is_shifted", [False, True])
@@ -160,9 +161,8 @@ def test_fold_and_probe_equal_numpys(
     fold = Fold(size=size, buckets=buckets, seed=5, column_role=Role.FOLD)
     probes = Probes(fold=fold, count=count, is_shifted=is_shifted)
     vector = np.random.default_rng(size).integers(-8, 9, size).astype(np.float32)
-    columns = random_signs(
-        fold.width + SHIFT * (fold.n_rows - 1), seed=5, role=Role.FOLD
-    )
+    n_columns = fold.width + SHIFT * (fold.n_rows - 1)
+    columns = random_signs(n_columns, seed=5, role=Role.FOLD).astype(np.int8)
     folded = np.zeros((2, 1, buckets), np.float32)
     out = np.full((1, count), 7, np.float32)
 
