@@ -143,7 +143,8 @@ def path_geometry(
         ending in ``_covariance``. ``uses_window_sum`` is 1 where the known displacement of
         the window has sharpened the estimates, and 0 elsewhere.
         Values are NaN where the gradient or the parameters are not finite, and where a norm
-        is 0.
+        is 0. Gamma, RSI and EB are NaN in a step of the run that starts at the target, where
+        x - x* is only the rounding of the anchor.
 
     Raises
     ------
