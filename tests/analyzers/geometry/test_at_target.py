@@ -1,6 +1,7 @@
 """Steps that start at the target have no gamma, RSI and EB."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ def run(
     path: Path = tmp_path_factory.mktemp("at-target") / "run"
     x = torch.ones(SIZE, dtype=torch.float64, requires_grad=True)
     scale = torch.logspace(-2, 0, SIZE, dtype=torch.float64)
-    options = {"steps_per_epoch": LENGTH, "total_steps": N_EPOCHS * LENGTH}
+    options: dict[str, Any] = {
+        "steps_per_epoch": LENGTH,
+        "total_steps": N_EPOCHS * LENGTH,
+    }
     with trajstore.Recorder(
         path, {"x": x}, None, exact=request.param, **options
     ) as recorder:

@@ -119,4 +119,7 @@ def exact_gamma(center: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         gradients.append(g)
         x = x - 0.3 * g
     d, g = np.array(iterates) - x, np.array(gradients)
-    return (g * d).sum(1) / np.linalg.norm(g, axis=1) / np.linalg.norm(d, axis=1)
+    product: np.ndarray = (g * d).sum(1)
+    norms = np.linalg.norm(g, axis=1) * np.linalg.norm(d, axis=1)
+    gamma: np.ndarray = product / norms
+    return gamma
