@@ -86,6 +86,9 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     # Building the graph needs the labels of the epochs, which are small.
     labels, codes = np.unique(geometry["epoch"].values, return_inverse=True)
     epoch = ("epoch", labels, geometry["epoch"].attrs)
+    if WINDOW_STARTS in geometry.attrs and "n_steps" in geometry.attrs:
+        # The run has no epochs of its own.
+        return _means(geometry, _groups(geometry, codes), epoch)
     is_whole = _whole_epochs(geometry, labels, codes)
     return _means(geometry, Groups(codes, is_whole, np.arange(len(labels))), epoch)
 
