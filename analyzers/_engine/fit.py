@@ -59,7 +59,7 @@ def window_products(
     add = add_products
     if run.n_windows * run.layout.size >= COMPILED_FROM:
         # Numba takes a third of a second to import.
-        add = import_module("analyzers._engine.compiled").add_products
+        add = import_module("analyzers._engine.arrays.compiled_products").add_products
     for whole, numbers in joined([part for _, part in pieces]):
         vectors.write(whole, out=singles[:, : whole.stop - whole.start])
         for layer, part in pieces[numbers]:

@@ -1,4 +1,4 @@
-"""Compare ``analyzers._engine.compiled`` with the same products in NumPy."""
+"""Compare ``analyzers._engine.arrays.compiled_products`` with the same products in NumPy."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("numba")
 
 import analyzers
-from analyzers._engine import compiled, fit
+from analyzers._engine import fit
+from analyzers._engine.arrays import compiled_products
 from trajstore.reading.run import open_run
 
 PRECISION = 1e-13
@@ -20,7 +21,7 @@ def test_products_equal_those_in_numpy(start: int, stop: int):
     vectors = np.random.default_rng(0).standard_normal((5, 3000)).astype(np.float32)
     expected, found = np.ones((2, 5, 5))
     fit.add_products(vectors, start, stop, expected)
-    compiled.add_products(vectors, start, stop, found)
+    compiled_products.add_products(vectors, start, stop, found)
     np.testing.assert_allclose(found, expected, rtol=0, atol=3000 * PRECISION)
     assert (np.triu(found, 1) == np.triu(np.ones((5, 5)), 1)).all()
 
@@ -28,7 +29,7 @@ def test_products_equal_those_in_numpy(start: int, stop: int):
 def test_products_of_values_that_are_not_finite_are_nan():
     vectors = np.ones((2, 2000), np.float32)
     vectors[1, 1500], found = np.nan, np.zeros((2, 2))
-    compiled.add_products(vectors, 0, 2000, found)
+    compiled_products.add_products(vectors, 0, 2000, found)
     np.testing.assert_array_equal(found, [[2000, 0], [np.nan, np.nan]])
 
 
@@ -37,13 +38,13 @@ def test_analyses_of_large_runs_agree(
 ):
     run = open_run(example_run)
     expected = analyzers.path_geometry(run).compute()
-    calls, product = [], compiled.add_products
+    calls, product = [], compiled_products.add_products
 
     def counted(*arguments: Any) -> None:
         calls.append(arguments)
         product(*arguments)
 
-    monkeypatch.setattr(compiled, "add_products", counted)
+    monkeypatch.setattr(compiled_products, "add_products", counted)
     monkeypatch.setattr(fit, "COMPILED_FROM", 1)
     found = analyzers.path_geometry(run).compute()
     assert calls
