@@ -329,10 +329,15 @@ def decimals_of(errors: "npt.NDArray[np.float64]") -> int:
     return max(4, math.ceil(-math.log10(smallest)))
 
 
+SMALL_ERROR = 5e-5
+"""Error below which it is written as a power of ten."""
+
+
 def with_error(value: float, error: float, decimals: int) -> str:
     """Return a value and its error, which is never rounded to 0."""
-    rounds_to_zero = 0 < error < 0.5 * 10**-decimals
-    shown = f"{error:.0e}" if rounds_to_zero else f"{error:.{decimals}f}"
+    # All small errors of a column are written alike.
+    is_small = 0 < error < max(0.5 * 10**-decimals, SMALL_ERROR)
+    shown = f"{error:.0e}" if is_small else f"{error:.{decimals}f}"
     return f"{value:.{decimals}f} ±{'0' if error == 0 else shown}"
 
 

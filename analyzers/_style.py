@@ -14,6 +14,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from analyzers._colors import COLORS, UNSIGNED
 
@@ -153,6 +154,10 @@ def set_limits(ax: Axes, low: float, high: float) -> None:
     ax.set_ylim(None if low <= 0 and ax.get_yscale() == "log" else low, high)
 
 
+FEW_DECADES: Final = 100.0
+"""Ratio of the ends of a logarithmic axis below which numbers between powers of ten are labelled."""
+
+
 def set_log_scale(ax: Axes, lines: Values, low: Values, high: Values) -> None:
     """Make the vertical axis logarithmic, with limits that show lines and bands.
 
@@ -174,3 +179,17 @@ def set_log_scale(ax: Axes, lines: Values, low: Values, high: Values) -> None:
         draw_zero(ax)
         bottom = min(1.2 * bottom, 0.0)
     set_limits(ax, float(bottom), float(1.2 * top))
+    if ax.get_yscale() == "log":
+        _set_log_ticks(ax)
+
+
+def _set_log_ticks(ax: Axes) -> None:
+    """Label few numbers of a logarithmic axis that spans less than two decades."""
+    bottom, top = ax.get_ylim()
+    if top / bottom < FEW_DECADES:
+        is_short = top / bottom < 5
+        ax.yaxis.set_major_locator(
+            MaxNLocator(nbins=5) if is_short else LogLocator(subs=(1.0, 2.0, 5.0))
+        )
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())

@@ -4,6 +4,8 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,36 @@ def test_the_snippet_that_resumes_runs_twice(
     run = open_run("resumed.zarr")
     assert (run.n_steps, run.status) == (60, "complete")
     assert [resumption["step"] for resumption in run.stored.document.resumes] == [45]
+
+
+@pytest.mark.parametrize("dies_after", [7, 40], ids=["epoch 0", "epoch 2"])
+def test_the_snippet_that_resumes_repeats_the_run_after_it_was_killed(
+    dies_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("torch")
+    script = ROOT / "docs/snippets/resume.py"
+    killed = (
+        "import os, runpy\nfrom torch.nn import functional\n"
+        "plain, steps = functional.cross_entropy, iter(range(99))\n"
+        "def dying(*args):\n"
+        f"    os._exit(9) if next(steps) == {dies_after} else None\n"
+        "    return plain(*args)\n"
+        "functional.cross_entropy = dying\n"
+        f"runpy.run_path({str(script)!r})\n"
+    )
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        if folder == "killed":
+            done = subprocess.run([sys.executable, "-c", killed], check=False)
+            assert done.returncode == 9
+        runpy.run_path(str(script))
+    whole, resumed = (
+        open_run(tmp_path / folder / "resumed.zarr") for folder in ("whole", "killed")
+    )
+    assert len(resumed.stored.document.resumes) == (dies_after > 15)
+    for name in resumed.steps.variables.keys() - {"wall_time"}:
+        np.testing.assert_array_equal(whole.steps[name], resumed.steps[name], name)
 
 
 def test_the_snippet_on_the_alpha_beta_condition_runs(

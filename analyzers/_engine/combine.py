@@ -31,6 +31,7 @@ from analyzers._engine.arrays.window_sums import (
     shared_with_end,
     shared_with_start,
 )
+from analyzers._engine.at_target import IsAt, is_at, without_target
 from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.measured_window import (
     Measured,
@@ -85,9 +86,11 @@ def combine(
     *,
     parts: Parts,
     weight_decay: float,
+    target_step: int | None = None,
 ) -> dict[str, FloatArray]:
     """Return the geometry of `steps`, each quantity of shape (step,) or (step, layer)."""
-    # `projected` holds the results of `project` for the `chunks` of `needed_windows`.
+    # `projected` holds the results of `project` for the `chunks` of `needed_windows`. Step
+    # `target_step` starts at x*.
     by_window, memory, handed = [], None, None
     epochs = run.stored.epochs
     # Values are not finite where training diverged; the quantities are NaN there.
@@ -111,6 +114,7 @@ def combine(
                     parts,
                     handed,
                     weight_decay=weight_decay,
+                    at=is_at(run, whole, target_step),
                 )
             handed = after if passes_on else None
             if kept.start < kept.stop:
@@ -138,6 +142,7 @@ def _quantities(
     before: Handed | None,
     *,
     weight_decay: float,
+    at: IsAt,  # the steps at x*, (step,)
 ) -> tuple[dict[str, FloatArray], Handed | None]:
     """Return the quantities of the steps of one window, and what their errors hand on."""
     total = constrain_total(measured) if constrained is None else None
@@ -180,7 +185,7 @@ def _quantities(
         out=np.zeros_like(product.stderr),
         where=product.stderr > 0,
     )
-    found = quantities(sampled, to_target)
+    found = without_target(quantities(sampled, to_target), at)
     values = geometry(
         found, combined.products.stderr, to_target.stderr, slope * combined.covariance
     )

@@ -15,6 +15,7 @@ from analyzers._engine.arrays.geometry import (
     geometry,
     quantities,
 )
+from analyzers._engine.at_target import IsAt, without_target
 from analyzers._engine.walk import walk, window_steps
 from trajstore.format.layout import BLOCK
 from trajstore.reading.run import Run
@@ -60,9 +61,10 @@ def exact_sums(
 
 
 def combine_exact(
-    parts: Sequence[FloatArray], *, layers: bool
+    parts: Sequence[FloatArray], *, layers: bool, at: IsAt
 ) -> dict[str, FloatArray]:
     """Add up the sums of all parts, and return the geometry with standard errors of 0."""
+    # `at` (step,) are the steps at x*.
     products, distance_sq, gradient_sq = np.sum(parts, axis=0)
     if not layers:
         products, distance_sq = products.sum(1), distance_sq.sum(1)
@@ -70,6 +72,7 @@ def combine_exact(
     zeros = np.zeros_like(products)
     sampled = Sampled(Estimate(products, zeros), gradient_sq, zeros)
     found = quantities(sampled, Estimate(np.sqrt(distance_sq), zeros))
+    found = without_target(found, at)
     result = geometry(found, zeros, zeros)
     result |= {f"{q}{COVARIANCE}": 0 * result[q] for q in QUANTITIES}
     return result | {USES_SUM: zeros}

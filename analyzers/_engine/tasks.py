@@ -26,6 +26,7 @@ from analyzers._engine.arrays.geometry import (
     QUANTITIES,
     USES_SUM,
 )
+from analyzers._engine.at_target import is_at, step_of_target
 from analyzers._engine.combine import combine
 from analyzers._engine.exact import combine_exact, exact_sums
 from analyzers._engine.fit import fit, inner_products, longest_steps
@@ -83,6 +84,7 @@ def _sketch_tasks(
     is_whole = len(row_parts) == 1
     fits: dict[int, Delayed] = {}
     parts = parts_of(run, layers=layers)
+    target_step = step_of_target(run, target)
     projected, covering = [], _covering(run, chunks)
     for steps in covering:
         windows = window_steps(run, steps)
@@ -108,7 +110,15 @@ def _sketch_tasks(
         ]
         near = [covering[i] for i in needed]
         yield task(
-            partial(combine, run, steps, near, parts=parts, weight_decay=weight_decay),
+            partial(
+                combine,
+                run,
+                steps,
+                near,
+                parts=parts,
+                weight_decay=weight_decay,
+                target_step=target_step,
+            ),
             [projected[i] for i in needed],
         )
 
@@ -144,6 +154,7 @@ def _exact_tasks(
     weight_decay: float,
 ) -> Iterator[Delayed]:
     elements = slices(slice(0, run.layout.size), PART)
+    target_step = step_of_target(run, target)
     for steps in chunks:
         parts = [
             task(
@@ -151,7 +162,8 @@ def _exact_tasks(
             )
             for part in elements
         ]
-        yield task(partial(combine_exact, layers=layers), parts)
+        at = is_at(run, steps, target_step)
+        yield task(partial(combine_exact, layers=layers, at=at), parts)
 
 
 def stack(quantities: dict[str, Any]) -> npt.NDArray[np.float64]:

@@ -15,7 +15,12 @@ from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.mid_run import mid_run as of_quantities
 from analyzers.geometry.mid_run import used_epochs
 from analyzers.geometry.path_geometry import DESCRIPTIONS, path_geometry
-from analyzers.geometry.time_axis import N_RANGES, by_time, has_one_epoch
+from analyzers.geometry.time_axis import (
+    N_RANGES,
+    WINDOW_STARTS,
+    by_time,
+    has_one_epoch,
+)
 from trajstore.format.arrays import DESCRIPTIONS as SCALARS
 from trajstore.format.arrays import STEP
 from trajstore.reading.accepts_path import RunLike
@@ -146,8 +151,10 @@ def _in_ranges(geometry: xr.Dataset, size: int | None) -> xr.Dataset:
     if size is None:
         return geometry
     ranges, _ = by_time(geometry, size=size)
-    # Covariances of errors belong to whole epochs.
-    kept = {name: v for name, v in geometry.attrs.items() if name != "n_steps"}
+    kept = dict(geometry.attrs)
+    if WINDOW_STARTS not in kept:
+        # Covariances of errors belong to whole epochs.
+        kept.pop("n_steps", None)
     return ranges.drop_attrs(deep=False).assign_attrs(kept)
 
 

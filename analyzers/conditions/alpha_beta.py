@@ -39,6 +39,19 @@ LONG_NAMES: Final = {
 }
 
 
+def _because_of_gap(terms: Steps, min_gap: float) -> str:
+    """Say whether only `min_gap` rules out all pairs, for the end of a message."""
+    # Where the loss at x* is f*, alpha and beta matter by their difference only.
+    is_tied = (terms.gap > 0) & (terms.gap <= terms.excess)
+    largest = (terms.product[is_tied] / terms.gap[is_tied]).min(initial=np.inf)
+    if not 0 <= largest < min_gap:
+        return ""
+    return (
+        f": the steps allow alpha - beta of at most {largest:.3g}, and min_gap asks for "
+        f"{min_gap:g}. With min_gap=0 (--min-gap 0) look at the largest alpha at beta = 0"
+    )
+
+
 @accepts_path
 def alpha_beta(
     run: Run,
@@ -267,7 +280,7 @@ def feasible_set(
         attributes["note"] = (
             f"no pair is feasible: step {limit_step} of {known.attrs['runs'][limit_run]} "
             "has the lowest possible loss at x*, and its gradient does not point far "
-            "enough away from x*"
+            f"enough away from x*{_because_of_gap(known.terms, min_gap)}"
         )
     located = [known.locate(plane) for plane in found.plane.tolist()]
     steps, runs = np.array(located, np.int64).reshape(-1, 2).T

@@ -30,6 +30,9 @@ GRID: Final = 200
 MAX_CORNERS: Final = 20
 """Largest number of corners shown; a longer list shows every second, third, ... corner."""
 
+GIVE_LOSS: Final = "give --reference-loss"
+"""Advice where the losses at x* are not known."""
+
 MINIBATCH_NOTE: Final = (
     "These gradients and losses come from minibatches, but the condition is about all data: "
     "record with traj-train run NAME --full-gradients, or call recorder.measure('full_batch', "
@@ -164,7 +167,8 @@ def _pairs(
         step, run = int(pairs["limit_step"]), names[int(pairs["limit_run"])]
         note = (
             f"At {steps} no pair is feasible: at step {step} of {run} the loss at x* is "
-            "the lowest possible, and the gradient does not point far enough away from x*."
+            "the lowest possible, and the gradient does not point far enough away from x*"
+            f"{pairs.attrs['note'].partition('away from x*')[2]}."
         )
         return [note]
     columns = ["alpha", "beta"]
@@ -324,7 +328,8 @@ def polyak_lojasiewicz(
         The target x*, at which traj-train replay computed the loss. Unused if
         reference_loss is given.
     reference_loss : float, optional
-        Loss at x*. Default: the loss that traj-train replay computed.
+        f*, the infimum of the loss or a lower bound. Default: the loss at x* that traj-train
+        replay computed, with which mu is too large.
     measurement : str, optional
         Use the gradients and losses of a measurement, such as full_batch.
     full_batch : bool, default: False
@@ -333,9 +338,11 @@ def polyak_lojasiewicz(
         Where results, tables and figures go.
     """
     run = trajstore.open_run(store)
+    source = ""
     if reference_loss is None:
         target = geometry.read_reference(reference, run)
-        losses = geometry.replayed(run, target, otherwise="give --reference-loss")
+        losses = geometry.replayed(run, target, otherwise=GIVE_LOSS)
+        source = ", the loss at x*"
         reference_loss = float(losses["full_reference_loss"])
     group = _group("pl", measurement)
     bounds = analyzers.polyak_lojasiewicz(
@@ -348,7 +355,7 @@ def polyak_lojasiewicz(
     report(
         run,
         _smallest_mu(found),
-        f"f* = {reference_loss:.6g}.",
+        f"f* = {reference_loss:.6g}{source}. Mu is {found.attrs['mu_is']}.",
         _unbounded_steps(found),
         MINIBATCH_NOTE if found.attrs["gradient"] == "minibatch" else "",
         data=found,

@@ -112,10 +112,14 @@ def feasible_set(
     image = ax.pcolormesh(
         alpha, beta, values, norm=norm, cmap=color or SIGNED, rasterized=True
     )
-    ax.fill_between(alpha, top, beta[-1], color=EXCLUDED_COLOR, linewidth=0)
+    # The first column of the image reaches to the left of the first alpha.
+    left, right = np.append(0.0, alpha), np.append(-feasible.attrs["min_gap"], top)
+    ax.fill_between(left, right, beta[-1], color=EXCLUDED_COLOR, linewidth=0)
     ticks = sorted({smallest, smallest / 2, 0.0, largest / 2, largest})
     text = r"$\min_k T_k$" if label is None else drawable(label)
     bar = ax.figure.colorbar(image, ax=ax, label=text, ticks=ticks, extend="both")
+    # On the other side, the text would read as that of the axes to the right.
+    bar.ax.yaxis.set_label_position("left")
     bar.ax.set_yticklabels([f"{tick:.2g}" for tick in ticks])
     for boundary, format_, width, line_label in zip(
         boundaries,

@@ -14,6 +14,17 @@ from trajstore.reading.run import Run
 DELTAS: Final = (1.0, 1.25, 1.5, 1.75, 2.0)
 """Orders of the condition: the orders that figures of Islamov et al. show, and 2."""
 
+EXACT: Final = (
+    "exact if f* is the infimum of f; too large if f* is above it, as the loss of an iterate is, "
+    "most in steps whose loss is near f*"
+)
+"""What mu is where no loss tells that f* is too large."""
+
+TOO_LARGE: Final = (
+    "too large: f* is above the infimum of f, because losses of the run are below it"
+)
+"""What mu is where losses of all data are below f*."""
+
 
 @accepts_path
 def polyak_lojasiewicz(
@@ -32,15 +43,19 @@ def polyak_lojasiewicz(
 
     .. math:: \mu_k(\delta) = \frac{|\nabla f(x_k)|^2}{2 (f(x_k) - f^*)^{2/\delta}} ,
 
-    and the whole path for every :math:`\mu` up to the smallest :math:`\mu_k`.
+    and the whole path for every :math:`\mu` up to the smallest :math:`\mu_k`. Both are exact for
+    the given f*, and say something of f only if f* is its infimum, or a lower bound. **The loss of
+    an iterate is above the infimum, so mu is then too large**: by the factor
+    :math:`((f(x_k) - \inf f) / (f(x_k) - f^*))^{2/\delta}`, which is largest in the last steps,
+    whose losses are near f*, and there has no limit.
 
     Parameters
     ----------
     run : trajstore.Run
         A run with the loss of every step: ``recorder.log(loss=loss)``.
     reference_loss : float
-        f*, such as the loss of the last iterate, which ``traj-train replay`` stores as
-        ``full_reference_loss`` in its results.
+        f*, the infimum of f or a lower bound, such as 0. With a lower bound, mu is a lower
+        bound; with a loss of the run, such as that of the last iterate, it is too large.
     delta : sequence of float, default: (1, 1.25, 1.5, 1.75, 2)
         Orders of the condition; order 2 is the usual condition.
     measurement : str, optional
@@ -64,7 +79,8 @@ def polyak_lojasiewicz(
         ``smallest`` (delta) is the smallest mu, and ``smallest_step`` (delta) the step that
         attains it: NaN and -1 if no mu is known. ``n_missing`` is the number of steps
         without a mu. ``attrs["gradient"]`` says whether the gradients come from minibatches,
-        full batches or a measurement.
+        full batches or a measurement, and ``attrs["mu_is"]`` what mu says of the condition:
+        where losses of all data are below f*, f* is not the infimum.
 
     Raises
     ------
@@ -92,6 +108,8 @@ def polyak_lojasiewicz(
         smallest[known] = mu[rows, known]
         step[known] = measured.stored.step_numbers[rows]
     dataset = loss.to_dataset(name="loss").assign_coords(delta=orders)
+    gradient = gradient_name(measured, full_batch=full_batch)
+    is_above = gradient != "minibatch" and bool((loss < reference_loss).any())
     labels = {"long_name": "largest mu of the step", "units": "1"}
     return dataset.assign(
         mu=(("step", "delta"), mu, labels),
@@ -101,5 +119,6 @@ def polyak_lojasiewicz(
     ).assign_attrs(
         run=run.location,
         reference_loss=reference_loss,
-        gradient=gradient_name(measured, full_batch=full_batch),
+        gradient=gradient,
+        mu_is=TOO_LARGE if is_above else EXACT,
     )

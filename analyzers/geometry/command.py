@@ -124,6 +124,7 @@ def geometry(
         _direction(whole),
         _table(means),
         _mid_run_line(means),
+        _walk_line(run, whole, means),
         *of_layers,
         _missing(means),
         _imprecise(means),
@@ -165,6 +166,27 @@ def _mid_run_line(means: "xr.Dataset") -> str:
         f"Mid-run ({half}): gamma {shown['gamma']} (mean); RSI {shown['rsi']}, "
         f"EB {shown['eb']}, loLR {shown['lolr']}, distance {shown['distance']} (medians). "
         "± is the error of the estimates, not of another seed."
+    )
+
+
+def _walk_line(run: "Run", whole: "xr.Dataset", means: "xr.Dataset") -> str:
+    """Compare gamma mid-run with that of a walk, if steps of the run lead to the target."""
+    reference = str(whole.attrs["reference"])
+    kind, _, number = reference.partition(" ")
+    leads = kind == "epoch" and number.isdecimal() and int(number) > 0
+    leads |= reference == "final"
+    if not leads or whole.attrs["direction"] != "gradient":
+        return ""
+    excess = this.means_for_tables(analyzers.excess_gamma(whole, run))
+    gamma = float(analyzers.mid_run(means)["gamma"])
+    walk = gamma - float(analyzers.mid_run(_execution.load(excess))["excess"])
+    if not walk > 0:
+        return ""
+    told = ", more than half of it" if walk > gamma / 2 else ""
+    return (
+        f"A random walk with the same step lengths has gamma {walk:.3g} mid-run{told}: "
+        "analyzers.excess_gamma subtracts it. For other optimizers than plain SGD, record a walk "
+        "through the optimizer."
     )
 
 

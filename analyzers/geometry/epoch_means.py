@@ -1,6 +1,6 @@
 """Average geometry over epochs or ranges of steps, with standard errors."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -20,7 +20,22 @@ from analyzers._engine.arrays.epoch_sums import (
     means,
     partial_sums,
 )
-from analyzers.geometry.time_axis import N_RANGES, has_one_epoch
+from analyzers._engine.arrays.geometry import FROM_DISTANCE
+from analyzers.geometry.time_axis import (
+    INDEPENDENT,
+    N_RANGES,
+    STEP_ERRORS,
+    WINDOW_STARTS,
+    has_one_epoch,
+)
+
+
+class Groups(NamedTuple):
+    """Groups of steps whose errors are taken as independent of each other."""
+
+    codes: Codes  # the group of every step, (step,)
+    is_whole: npt.NDArray[np.bool_]  # whether its covariances apply, (group,)
+    starts: Codes  # the first group of every mean, (mean,)
 
 
 def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
@@ -75,13 +90,21 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
     # Building the graph needs the labels of the epochs, which are small.
     labels, codes = np.unique(geometry["epoch"].values, return_inverse=True)
     epoch = ("epoch", labels, geometry["epoch"].attrs)
-    return _means(geometry, codes, _whole_epochs(geometry, labels, codes), epoch)
+    if WINDOW_STARTS in geometry.attrs and "n_steps" in geometry.attrs:
+        # The run has no epochs of its own.
+        return _means(geometry, _groups(geometry, codes), epoch)
+    is_whole = _whole_epochs(geometry, labels, codes)
+    return _means(geometry, Groups(codes, is_whole, np.arange(len(labels))), epoch)
 
 
 def range_means(geometry: xr.Dataset, *, n_ranges: int = N_RANGES) -> xr.Dataset:
     """Average the quantities of `path_geometry` over ranges of steps, for runs without epochs.
 
-    Standard errors are those of `epoch_means` for a part of an epoch.
+    A range consists of windows, which are whole but at its ends, or of epochs, if the run has
+    several. Their errors are taken as independent. A whole window or epoch has the error that its
+    covariances state, as in `epoch_means`; what is cut has that of a part of an epoch. In networks
+    whose distances have errors that are independent between steps, such as networks of up to 1024
+    parameters without momentum, the errors of a part are independent as well.
 
     Parameters
     ----------
@@ -113,8 +136,7 @@ def range_means(geometry: xr.Dataset, *, n_ranges: int = N_RANGES) -> xr.Dataset
     codes = np.arange(len(steps)) // -(-len(steps) // n_ranges)
     firsts = np.flatnonzero(np.diff(codes, prepend=-1))
     lasts = np.append(firsts[1:], len(steps)) - 1
-    is_whole = np.zeros(len(firsts), bool)
-    means = _means(geometry, codes, is_whole, ("step", steps[firsts], {}))
+    means = _means(geometry, _groups(geometry, codes), ("step", steps[firsts], {}))
     return means.assign_coords(last_step=("step", steps[lasts]))
 
 
@@ -124,11 +146,8 @@ def means_for_tables(geometry: xr.Dataset) -> xr.Dataset:
     return range_means(geometry) if has_one else epoch_means(geometry)
 
 
-def _means(
-    geometry: xr.Dataset, codes: Codes, is_whole: npt.NDArray[np.bool_], label: Any
-) -> xr.Dataset:
-    """Average the steps with the same code; `label` is the coordinate of the codes."""
-    # `is_whole` says for which codes the covariances of errors apply.
+def _means(geometry: xr.Dataset, groups: Groups, label: Any) -> xr.Dataset:
+    """Average groups of steps; `label` is the coordinate of the means."""
     averaged = EXCESSES if EXCESS in geometry and "gamma" not in geometry else GEOMETRY
     if missing := [name for name in averaged.needed if name not in geometry]:
         raise KeyError(
@@ -136,9 +155,15 @@ def _means(
             "those of a result of analyzers.path_geometry or analyzers.excess_gamma."
         )
     used = xr.broadcast(*(geometry[name] for name in averaged.needed))
+    if geometry.attrs.get(STEP_ERRORS) == INDEPENDENT:
+        # No part of the errors is shared; the stated errors of the steps contain the distance's.
+        used = tuple(
+            v * 0 if name.endswith(FROM_DISTANCE) else v
+            for name, v in zip(averaged.needed, used, strict=True)
+        )
     used = tuple(variable.transpose("step", ...) for variable in used)
     average = _lazy_means if any(v.chunks for v in used) else _eager_means
-    results = by_name(averaged, average(averaged, used, codes, is_whole))
+    results = by_name(averaged, average(averaged, used, groups))
     dims = (label[0], *used[0].dims[1:])
     variables: dict[str, Any] = {}
     for name in averaged.quantities:
@@ -169,22 +194,22 @@ def _means(
 def _eager_means(
     averaged: Averaged,
     used: tuple[xr.DataArray, ...],
-    codes: Codes,
-    is_whole: npt.NDArray[np.bool_],
+    groups: Groups,
 ) -> Any:
     """Return the results of `means` in memory; `used` are the variables, (step, ...)."""
+    codes, is_whole, starts = groups
     parts = partial_sums(averaged, codes, *(variable.values for variable in used))
     total = combined_sums(averaged, parts, [np.unique(codes)], len(is_whole))
-    return means(averaged, total, is_whole)
+    return means(averaged, total, is_whole, starts)
 
 
 def _lazy_means(
     averaged: Averaged,
     used: tuple[xr.DataArray, ...],
-    codes: Codes,
-    is_whole: npt.NDArray[np.bool_],
+    groups: Groups,
 ) -> Any:
     """Return the results of `means` as a Dask array: sums by chunk, then one task."""
+    codes, is_whole, starts = groups
     arrays = [da.asarray(variable.data) for variable in xr.unify_chunks(*used)]  # type: ignore[no-untyped-call]
     chunks, *others = arrays[0].chunks
     arrays = [array.rechunk((chunks, *others)) for array in arrays]
@@ -205,12 +230,38 @@ def _lazy_means(
     whole = sums.rechunk({1: -1})
     return da.map_blocks(  # type: ignore[no-untyped-call]
         lambda parts: means(
-            averaged, combined_sums(averaged, parts, present, len(is_whole)), is_whole
+            averaged,
+            combined_sums(averaged, parts, present, len(is_whole)),
+            is_whole,
+            starts,
         ),
         whole,
         dtype=np.float64,
-        chunks=((averaged.n_results,), (len(is_whole),), *others),
+        chunks=((averaged.n_results,), (len(starts),), *others),
         meta=np.empty((0,) * (len(others) + 2)),
+    )
+
+
+def _groups(geometry: xr.Dataset, codes: Codes) -> Groups:
+    """Cut ranges of steps, numbered by `codes`, where windows or epochs begin."""
+    windows, n_steps = geometry.attrs.get(WINDOW_STARTS), geometry.attrs.get("n_steps")
+    if n_steps is None:
+        n_ranges = int(codes[-1]) + 1
+        return Groups(codes, np.zeros(n_ranges, bool), np.arange(n_ranges))
+    if windows is None:
+        labels, epochs = np.unique(geometry["epoch"].values, return_inverse=True)
+        blocks = epochs
+        held = np.bincount(epochs)
+        lengths = np.where(_whole_epochs(geometry, labels, epochs), held, -1)
+    else:
+        starts = np.asarray(windows)
+        blocks = np.searchsorted(starts, geometry["step"].values, side="right") - 1
+        lengths = np.diff(starts, append=n_steps)
+    cut = codes * len(lengths) + blocks
+    numbers, groups, counts = np.unique(cut, return_inverse=True, return_counts=True)
+    ranges, own = np.divmod(numbers, len(lengths))
+    return Groups(
+        groups, counts == lengths[own], np.flatnonzero(np.diff(ranges, prepend=-1))
     )
 
 

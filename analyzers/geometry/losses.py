@@ -9,7 +9,7 @@ import xarray as xr
 from analyzers._engine.labels import step_coordinates
 from analyzers.geometry.path_geometry import path_geometry
 from trajstore.format.arrays import STEP
-from trajstore.format.attrs import FULL_BATCH, uses_all_data
+from trajstore.format.attrs import FULL_BATCH, TRAINING, uses_all_data
 from trajstore.format.run_spec import SchemaError
 from trajstore.reading.results import replay_group, replayed_from, results_location
 from trajstore.reading.run import Run
@@ -94,16 +94,18 @@ def replayed(
     # training data, and stores them next to the run. `otherwise` ends error messages with
     # an alternative for the user.
     point = find_target(run, reference)
-    command = ""
-    # The command line takes no arrays.
+    advice = f"{otherwise}."
+    # The command line takes no arrays, and replays only what traj-train has trained.
     if not isinstance(reference, Mapping | Target):
-        command = f"compute them with {_replay_command(run, reference)}, or "
+        command = f"compute them with {_replay_command(run, reference)}"
+        advice = f"{command}, or {otherwise}."
+        if TRAINING not in run.attrs:
+            advice = f"{otherwise} (for a run of traj-train, {command})."
     location, group = results_location(run), replay_group(point)
     steps = slice(0, run.n_steps)
     shapes = {"reference_loss": (run.n_steps,), "full_reference_loss": ()}
     expected = {name: ExpectedArray(shape) for name, shape in shapes.items()}
     subject = f"The losses at x* next to {run.location}"
-    advice = f"{command}{otherwise}."
     try:
         attributes = read_attributes(location, group) or {}
         computed_from = replayed_from(run, point)
@@ -112,7 +114,8 @@ def replayed(
             raise ValueError(f"{subject} {state}; {advice}")
         arrays = open_arrays(location, group, expected)
         if not attributes or not arrays:
-            what = f"The losses of the batches at x* are not known for {run.location}"
+            of = "" if uses_all_data(run.attrs) else " of the batches"
+            what = f"The losses{of} at x* are not known for {run.location}"
             raise ValueError(f"{what}; {advice}")
         losses, checks = {}, attributes.get(CHECKS)
         for name, array in arrays.items():

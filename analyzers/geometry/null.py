@@ -11,6 +11,7 @@ from analyzers._engine.arrays.geometry import (
     DISTANCE_LIMIT,
     FROM_DISTANCE,
 )
+from analyzers.geometry.time_axis import STEP_ERRORS, WINDOW_STARTS
 from trajstore.reading.accepts_path import RunLike, accepts_path, as_run
 from trajstore.reading.run import Run
 
@@ -153,6 +154,10 @@ def excess_gamma(
     if null is not None and not all(_has_epochs_of(geometry, walk) for walk in walks):
         # The covariances belong to other epochs; means use independent errors.
         attributes.pop("n_steps", None)
+    if null is not None:
+        # The spread of walks belongs to whole epochs.
+        attributes.pop(WINDOW_STARTS, None)
+        attributes.pop(STEP_ERRORS, None)
     return xr.Dataset(
         {"gamma_null": gamma_null, EXCESS: excess, **errors}, attrs=attributes
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -21,6 +21,12 @@ from analyzers._engine.slices import slices
 from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers.geometry.nonfinite_target import nonfinite_target
+from analyzers.geometry.time_axis import (
+    INDEPENDENT,
+    STEP_ERRORS,
+    WINDOW_STARTS,
+    has_one_epoch,
+)
 from analyzers.geometry.vector_file import write_vector_file
 from trajstore.format.arrays import LAYER, STEP
 from trajstore.format.shown import shown
@@ -137,7 +143,8 @@ def path_geometry(
         ending in ``_covariance``. ``uses_window_sum`` is 1 where the known displacement of
         the window has sharpened the estimates, and 0 elsewhere.
         Values are NaN where the gradient or the parameters are not finite, and where a norm
-        is 0.
+        is 0. Gamma, RSI and EB are NaN in a step of the run that starts at the target, where
+        x - x* is only the rounding of the anchor.
 
     Raises
     ------
@@ -243,6 +250,7 @@ def plan_geometry(
         "status": run.status,
         "n_steps": run.n_steps,
         **_epochs(run, target),
+        **_errors_of_steps(run),
         "window_sums": _window_sums(run),
         "direction": direction,
         "computed_from": computed_from(run, target, direction, layers=layers),
@@ -267,6 +275,21 @@ def _epochs(run: Run, target: Target) -> dict[str, int]:
     if of is not None and of.location == run.location and 0 < step < steps.n_rows:
         # Steps after a target inside the run lead away from it.
         found |= {"reference_step": step, "reference_epoch": int(steps.epochs[step])}
+    return found
+
+
+def _errors_of_steps(run: Run) -> dict[str, Any]:
+    """Say how errors of steps are related, for means over parts of the only epoch."""
+    if run.group.is_measurement:
+        return {}
+    found: dict[str, Any] = {}
+    if has_one_epoch(run.stored.epochs):
+        starts = run.windows.variables["start"].values
+        found[WINDOW_STARTS] = [int(start) for start in np.unique(starts)]
+    is_tiny = run.spec.is_packed and run.layout.sizes.sum() <= run.spec.probes
+    if run.spec.exact or (is_tiny and not has_rule(run)):
+        # Every parameter has a probe of its own, so that only rounding is left.
+        found[STEP_ERRORS] = INDEPENDENT
     return found
 
 

@@ -51,6 +51,9 @@ LOG_BY_EPOCH: Final = (*LOG_QUANTITIES, "distance")
 """Quantities that figures of one run show on a logarithmic axis: on a linear one, the end of the
 distance is not seen."""
 
+MAX_LABELS: Final = 22
+"""Digits of all numbers on the horizontal axis of a panel."""
+
 FINAL_NOTE: Final = "final epoch"
 NEAR_NOTE: Final = "epoch closest to $x^*$"
 
@@ -180,7 +183,9 @@ def _set_epochs(ax: Axes, edges: Any) -> None:
     if n_series(ax) > 1:
         first, last = min(first, ax.get_xlim()[0]), max(last, ax.get_xlim()[1])
     ax.set_xlim(first, last)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Numbers of steps are long, and panels narrow.
+    n_ticks = MAX_LABELS // max(len(f"{last:.0f}"), 1)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=min(n_ticks, 9), integer=True))
 
 
 def _set_limits(ax: Axes, lowest: Any, highest: Any) -> None:

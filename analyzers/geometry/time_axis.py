@@ -9,6 +9,14 @@ import xarray as xr
 N_RANGES: Final = 20
 """Default number of ranges into which a run without epochs is divided."""
 
+WINDOW_STARTS: Final = "window_starts"
+"""Attribute of the geometry of a run without epochs: the first steps of its windows."""
+
+STEP_ERRORS: Final = "step_errors"
+"""Attribute of a geometry whose errors are `INDEPENDENT` between steps."""
+
+INDEPENDENT: Final = "independent"
+
 
 def time_of(means: xr.Dataset) -> Literal["epoch", "step"]:
     """Return the dimension of means: epochs, or ranges of steps."""

@@ -337,12 +337,14 @@ def _facts(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> dict[st
     spec, layout = plan.spec, plan.layout
     estimated = " (estimated)" if tensors_are_estimated else ""
     longest = min(int(plan.windows.lengths.max()), plan.windows.length)
-    length = f"{'up to ' if longest < plan.windows.length else ''}{longest:,}"
+    shortest = min(int(plan.windows.lengths.min()), longest)
+    length = f"{shortest:,} to {longest:,}" if shortest < longest else f"{longest:,}"
+    where = ", the shortest at both ends" if shortest < longest else ""
     facts = {
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors{estimated}",
         "sketch": f"{describe_sketch(spec)} per step" if not spec.exact else "none",
         "windows": (
-            f"{plan.n_windows:,} of {length} steps, shorter at both ends; "
+            f"{plan.n_windows:,} of {length} steps{where}; "
             f"one anchor each{_windows_reason(plan)}"
         ),
         "memory": _memory(plan),

@@ -159,13 +159,14 @@ def _facts(run: "Run") -> dict[str, str]:
         if spec.exact
         else f"{describe_sketch(spec)}, {basis}, {spec.probes} probes"
     )
+    has_epochs = run.n_epochs > 1 or spec.steps_per_epoch
     facts = {
         "store": run.location,
         "written by": run.stored.document.written_by or "an older trajstore",
         "status": f"{run.status}, started {run.stored.document.created[:19]} UTC",
         "parameters": f"{layout.n_params:,} in {len(layout.names)} tensors",
         "steps": f"{run.n_steps:,}",
-        "epochs, windows": f"{run.n_epochs:,}, {run.n_windows:,}",
+        "epochs, windows": f"{f'{run.n_epochs:,}' if has_epochs else 'none'}, {run.n_windows:,}",
         "recorded": sketch,
         "scalars": ", ".join(run.metrics) or "none",
         "snapshots": ", ".join(run.snapshots) or "none",
@@ -182,13 +183,20 @@ def _facts(run: "Run") -> dict[str, str]:
     sizes = [f"{decimal(size)} {name}" for name, size in parts.items() if size]
     facts["size"] = f"{decimal(total)}: {', '.join(sizes)}"
     if run.n_steps:
-        per_step, gradient = steps / run.n_steps, 4 * layout.n_params
+        per_step = steps / run.n_steps
+        gradient = (8 if spec.float64 else 4) * layout.n_params
         facts["bytes per step"] = (
-            f"{decimal(round(per_step))}, compared with {decimal(gradient)} for a float32 gradient"
+            f"{decimal(round(per_step))}, compared with {decimal(gradient)} for a "
+            f"{spec.float_type} gradient"
         )
         facts["compression"] = (
             f"{gradient / per_step:.3g} x for a step; all gradients would need "
             f"{decimal(gradient * run.n_steps)}, {gradient * run.n_steps / total:.3g} x "
             "the whole store"
         )
+        if per_step > 2 * gradient and not spec.exact:
+            facts["compression"] += (
+                f"; exact=True stores such a small network without errors, in {decimal(2 * gradient)} "
+                "a step before compression"
+            )
     return facts

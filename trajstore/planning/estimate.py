@@ -64,6 +64,9 @@ COMPRESSION: Final = {
 WHOLE: Final = ("gradient", "displacement")
 """Arrays of an exact recording that hold a vector of the parameters in every step."""
 
+OF_PROBES: Final = ("gradient_probes", "displacement_probes")
+"""Arrays of the probes of every step."""
+
 VECTOR_BYTES: Final = {"float32": 12, "float64": 60}
 """Bytes of a recorder's vectors for each parameter, by the type of the parameters.
 
@@ -106,10 +109,14 @@ class Plan:
     @cached_property
     def bytes_per_step(self) -> Mapping[str, float]:
         """Size on disk of one step in bytes, by array."""
-        # The gaps between the tensors of an exact recording compress to nothing.
-        filled = self.layout.n_params / self.layout.size
+        # The gaps between the tensors of an exact recording compress to nothing, and so do the
+        # probes that no parameter of a tiny network has.
+        n_params = self.layout.n_params
+        filled = dict.fromkeys(WHOLE, n_params / self.layout.size)
+        if self.spec.is_packed:
+            filled |= dict.fromkeys(OF_PROBES, min(1.0, n_params / self.spec.probes))
         return {
-            name: _bytes_on_disk(name, array) * (filled if name in WHOLE else 1.0)
+            name: _bytes_on_disk(name, array) * filled.get(name, 1.0)
             for name, array in self._step_arrays.items()
         }
 

@@ -291,6 +291,12 @@ def _epoch(run: Run, epoch: int) -> Target:
                 " Short epochs share an anchor: give one of these, or record with "
                 "reference_every=, the steps of an epoch, or with recorder.snapshot(name)."
             )
+        elif run.n_epochs == 1:
+            starts = _window_starts(run)
+            advice = (
+                f' The run has no epochs: give the start of a window, such as "{AT_STEP}'
+                f'{starts[len(starts) // 2]}" (--reference {AT_STEP}N), or a snapshot.'
+            )
         raise KeyError(
             f"No anchor at the start of epoch {epoch} in {run.location}; the epochs that "
             f"start with one: {epochs}.{advice}"

@@ -86,7 +86,7 @@ class Recorder:
         Number of fixed random projections, a power of two, from which distances are estimated.
     exact : bool, default: False
         Store whole gradients and iterates, for small networks: 8 bytes per parameter and step
-        (16 in float64), where every tensor takes a multiple of 1024 elements.
+        (16 in float64), and nothing is estimated.
     float64 : bool, default: False
         Store all values and vectors in float64, which takes up to twice the bytes. This is always
         done if some parameters are float64. Gradients of narrower parameters need it if their

@@ -156,25 +156,37 @@ def combined_sums(
 
 
 def means(
-    averaged: Averaged, total: FloatArray, is_whole: npt.NDArray[np.bool_]
+    averaged: Averaged,
+    total: FloatArray,
+    is_whole: npt.NDArray[np.bool_],
+    starts: Codes,
 ) -> FloatArray:
-    """Return `MEANS` of each quantity, then `COUNTS`, (result, epoch, ...)."""
-    # `total` has the layout of `partial_sums`, and `is_whole`, (epoch,), selects the
-    # covariances; `analyzers.epoch_means` states the formulas.
+    """Return `MEANS` of each quantity, then `COUNTS`, (result, mean, ...)."""
+    # `total` has the layout of `partial_sums`, for groups of steps whose errors are taken as
+    # independent. `is_whole`, (group,), selects the covariances; `starts` are the first groups of
+    # the means, (mean,). `analyzers.epoch_means` states the formulas.
     found = []
-    counts = total[averaged.n_sums - len(COUNTS) : averaged.n_sums].copy()
+
+    def add(values: FloatArray) -> FloatArray:
+        result: FloatArray = np.add.reduceat(values, starts, axis=0)
+        return result
+
+    counts = np.add.reduceat(
+        total[averaged.n_sums - len(COUNTS) : averaged.n_sums], starts, axis=1
+    )
     is_whole = is_whole.reshape(-1, *[1] * (total.ndim - 2))
     n_quantities, n_sums = len(averaged.quantities), averaged.n_sums
     for q in range(n_quantities):
         i = len(SUMS) * q
         n, total_value, own, shared, together = total[i : i + len(SUMS)]
         with np.errstate(invalid="ignore", divide="ignore"):
-            squared = np.where(n > 0, n**2, np.nan)
-            apart = own / squared + (shared / n) ** 2
+            apart = own + shared**2
             # Rounding may push the variance of a sum that is known below 0.
-            exact = np.maximum(together, 0) / squared
-            stderr = np.sqrt(np.where(is_whole, exact, apart))
-            mean = total_value / n
+            exact = np.maximum(together, 0)
+            count = add(n)
+            stderr = np.sqrt(add(np.where(is_whole, exact, apart))) / count
+            stderr = np.where(count > 0, stderr, np.nan)
+            mean = add(total_value) / count
             if averaged.quantities[q] in COSINES:
                 is_unknown = stderr > MAX_ERROR
                 mean = np.where(is_unknown, np.nan, mean)
@@ -182,7 +194,9 @@ def means(
                     is_unknown, counts[0], counts[IMPRECISE_COUNT]
                 )
         lowest, highest = total[n_sums + q], total[n_sums + n_quantities + q]
-        found += [mean, stderr, lowest, highest, n]
+        lowest = np.fmin.reduceat(lowest, starts, axis=0)
+        highest = np.fmax.reduceat(highest, starts, axis=0)
+        found += [mean, stderr, lowest, highest, count]
     return np.stack([*found, *counts])
 
 

@@ -93,10 +93,11 @@ def test_missing_losses_are_named(known: KnownRun, tmp_path: Path):
     ):
         analyzers.alpha_beta(known.run, reference_losses=[1, 2, 3])
     with pytest.raises(
-        ValueError, match=r"compute them with traj-train replay \S+run.zarr, or give an"
+        ValueError,
+        match=r"give an array .* \(for a run of traj-train, compute them with",
     ):
         analyzers.alpha_beta(known.run)
-    with pytest.raises(ValueError, match=r"replay \S+run.zarr --reference 0, or"):
+    with pytest.raises(ValueError, match=r"replay \S+run.zarr --reference 0\)"):
         analyzers.alpha_beta(known.run, reference=0)
     point = {name: np.zeros(s) for name, s in zip(*layout_of(known.run), strict=True)}
     with pytest.raises(
@@ -285,6 +286,25 @@ def test_an_empty_set_names_the_step_that_excludes_all_pairs(known: KnownRun):
     assert f"step 3 of {known.run.location} has" in pairs.attrs["note"]
     assert pairs.attrs["note"].startswith("no pair is feasible")
     assert np.isnan(analyzers.smallest_beta(pairs, [1.0, 1000.0])).all()
+
+
+def test_an_empty_set_says_where_only_the_gap_is_too_large(known: KnownRun):
+    """With the losses at x* as f*, only alpha - beta matters, up to a_k / (l_k - f*)."""
+    compared = known.compared()
+    compared["reference_loss"][:] = 0.0
+    compared["loss"][:] = 1.0
+    compared["product"][:] = 0.06
+    compared["product"][5] = 0.05
+    pairs = analyzers.feasible_set(compared)
+    assert pairs.sizes["vertex"] == 0
+    note = pairs.attrs["note"]
+    assert (
+        "the steps allow alpha - beta of at most 0.05, and min_gap asks for 0.1" in note
+    )
+    without = analyzers.feasible_set(compared, min_gap=0)
+    assert analyzers.largest_alpha(without) == pytest.approx(0.05)
+    compared["product"][5] = -0.05
+    assert "min_gap" not in analyzers.feasible_set(compared).attrs["note"]
 
 
 def test_arguments_out_of_range_are_refused(known: KnownRun):

@@ -157,14 +157,16 @@ def test_pl_of_all_data(stores: list[Path], traj_analyze: Command):
     printed = [[float(cell) for cell in row] for row in rows(output, "delta", 5)]
     expected = np.stack([found["delta"], found["smallest"], found["smallest_step"]], 1)
     np.testing.assert_allclose(printed, expected, rtol=1e-3)
-    assert f"f* = {least:.6g}." in output
+    assert (
+        f"f* = {least:.6g}, the loss at x*. Mu is exact if f* is the infimum" in output
+    )
     xr.testing.assert_equal(
         stored(stores[0], "pl-of-full_batch"),
         found.drop_indexes(["epoch", "iteration"]),
     )
     output = traj_analyze("polyak-lojasiewicz", stores[0], "--reference-loss", 0.5)
     assert "steps do not bound mu" in output
-    assert "f* = 0.5." in output
+    assert "f* = 0.5. Mu is exact if f* is the infimum of f; too large if" in output
 
 
 def test_missing_losses_at_another_target_are_named(
@@ -192,11 +194,13 @@ def test_errors_name_the_command_that_makes_missing_results(
     path = tmp_path / "run.zarr"
     shutil.copytree(example_run, path)
     text = refused("alpha-beta", path)
-    assert f"compute them with traj-train replay {path}, or give an array" in text
-    text = refused("polyak-lojasiewicz", path)
+    assert "; give an array as reference_losses (on the command line" in text
     assert (
-        f"compute them with traj-train replay {path}, or give --reference-loss." in text
+        f"(for a run of traj-train, compute them with traj-train replay {path})."
+        in text
     )
+    text = refused("polyak-lojasiewicz", path)
+    assert "; give --reference-loss (for a run of traj-train, compute" in text
     text = refused("aiming", path, "--measurement", "full_batch")
     assert "recorded by traj-train run NAME --full-gradients" in text
 

@@ -54,3 +54,25 @@ def test_orders_out_of_range_are_refused(known: KnownRun):
         ValueError, match=r"`delta` must be between 1 and 2, got \[0.5\]"
     ):
         analyzers.polyak_lojasiewicz(known.run, reference_loss=0, delta=[0.5])
+
+
+def test_a_loss_of_the_run_is_no_infimum(known: KnownRun):
+    """With f* = 0 of a quadratic mu is its curvature; with its last loss it is larger."""
+    found = {
+        least: analyzers.polyak_lojasiewicz(
+            known.run, reference_loss=least, measurement="full_batch"
+        )
+        for least in (0.0, known.full["at_end"], 2 * known.full["at_end"])
+    }
+    of_infimum, of_last, above = found.values()
+    assert (of_last["smallest"] > of_infimum["smallest"]).all()
+    assert of_infimum.attrs["mu_is"].startswith("exact if f* is the infimum")
+    lowest = known.full["loss"].min()
+    is_above = 2 * known.full["at_end"] > lowest
+    assert above.attrs["mu_is"].startswith("too large: f* is above") == is_above
+    far = analyzers.polyak_lojasiewicz(
+        known.run, reference_loss=2 * lowest, measurement="full_batch"
+    )
+    assert far.attrs["mu_is"].startswith("too large: f* is above the infimum")
+    batches = analyzers.polyak_lojasiewicz(known.run, reference_loss=2 * lowest)
+    assert batches.attrs["mu_is"].startswith("exact if")

@@ -47,7 +47,10 @@ def test_average_of_one_epoch_is_its_anchor(run: Run):
     average = analyzers.average_of_epochs(run, [3])
     given = analyzers.path_geometry(run, reference=average).compute()
     stored = analyzers.path_geometry(run, reference=3).compute()
-    np.testing.assert_allclose(given.gamma, stored.gamma, rtol=1e-9)
+    # The step at the anchor is left out where the target is known to be that of the run.
+    known = stored.gamma.notnull().values
+    assert (~known).sum() == 1
+    np.testing.assert_allclose(given.gamma[known], stored.gamma[known], rtol=1e-9)
 
 
 def test_parts_are_put_together(run: Run, monkeypatch: pytest.MonkeyPatch):

@@ -63,7 +63,7 @@ def test_damaged_losses_are_refused(
     run: Run, damage: Callable[[Path], None], text: str
 ):
     damage(Path(results_location(run), "replay-final/reference_loss/c/0"))
-    advice = "Delete the group 'replay-final' of .*, then compute them with traj-train"
+    advice = "Delete the group 'replay-final' of .*, then give .* compute them with traj-train"
     with pytest.raises(ValueError, match=rf"are not valid: .*{text}.*{advice}"):
         replayed(run)
 
@@ -91,6 +91,7 @@ def test_absent_losses_are_named_with_the_command(run: Run):
     for part in ("replay-final/full_reference_loss", "replay-final", ""):
         shutil.rmtree(Path(results_location(run), part))
         with pytest.raises(
-            ValueError, match=r"not known.*; compute them with traj-train"
+            ValueError,
+            match=r"not known.*; give an array .*run of traj-train, compute them with",
         ):
             replayed(run)

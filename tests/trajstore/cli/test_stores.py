@@ -95,6 +95,26 @@ def test_info_prints_the_facts_of_a_recorded_run(
     assert "compared with 3.9 kB for a float32 gradient" in facts["bytes per step"]
 
 
+def test_info_of_a_tiny_run_in_float64_without_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    torch = pytest.importorskip("torch")
+    import trajstore
+
+    x = torch.ones(20, dtype=torch.float64, requires_grad=True)
+    with trajstore.Recorder(tmp_path / "run", {"x": x}, None) as recorder:
+        for _ in range(30):
+            x.grad = x.detach().clone()
+            with recorder.step(), torch.no_grad():
+                x -= 0.1 * x.grad
+    facts = info(tmp_path / "run", monkeypatch, capsys)
+    assert facts["epochs, windows"].startswith("none, ")
+    assert "compared with 160 bytes for a float64 gradient" in facts["bytes per step"]
+    assert "exact=True stores such a small network" in facts["compression"]
+    with pytest.raises(KeyError, match=r'no epochs: give .* a window, such as "step:'):
+        trajstore.parameters_at(tmp_path / "run", 3)
+
+
 def test_sizes_equal_those_of_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -99,3 +99,11 @@ def test_an_exact_recording_has_no_error():
     padded = plan_recording(Layout(("w",), ((2048,),)), n_steps=100, exact=True)
     share = plan.bytes_per_step["gradient"] / padded.bytes_per_step["gradient"]
     assert share == 303 / 2048
+
+
+def test_a_tiny_network_has_the_planned_size(tmp_path: Path):
+    _, layout = measured(tmp_path, "adaptive")
+    plan = plan_recording(layout, n_steps=N_STEPS)
+    files = (tmp_path / "s.zarr").rglob("*")
+    stored = sum(file.stat().st_size for file in files if file.is_file())
+    assert plan.disk == pytest.approx(stored, rel=0.2)
