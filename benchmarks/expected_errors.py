@@ -37,7 +37,7 @@ import trajstore
 from analyzers._engine import combine
 from analyzers._engine.measured_window import Measured
 from analyzers._engine.tables import sketch_weights
-from analyzers._engine.walk import walk
+from analyzers._engine.vectors.walk import walk
 from trajstore.reading.target import find_target
 from trajstore.sketch.displacement_sum import middle
 

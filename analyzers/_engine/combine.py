@@ -40,8 +40,8 @@ from analyzers._engine.measured_window import (
     needed_windows,
     rounding,
 )
-from analyzers._engine.project import Projected
 from analyzers._engine.rules import Parts, has_rule, rule_of, steps_of_memory
+from analyzers._engine.vectors.project import Projected
 from analyzers._engine.window_constraint import (
     Constrained,
     Memory,

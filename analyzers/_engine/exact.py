@@ -16,7 +16,7 @@ from analyzers._engine.arrays.geometry import (
     quantities,
 )
 from analyzers._engine.at_target import IsAt, without_target
-from analyzers._engine.walk import walk, window_steps
+from analyzers._engine.vectors.walk import walk, window_steps
 from trajstore.format.layout import BLOCK
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target

@@ -15,12 +15,12 @@ from analyzers._engine.arrays.displacement_product import (
     layer_products,
 )
 from analyzers._engine.arrays.geometry import Estimate, sketch_variance
-from analyzers._engine.fit import Fit
 from analyzers._engine.probes import probe_rounding
-from analyzers._engine.project import Projected, ResidualSums
 from analyzers._engine.rules import Parts, has_rule, steps_of_memory
 from analyzers._engine.tables import read_tables, sketch_weights
-from analyzers._engine.walk import past_windows, window_steps
+from analyzers._engine.vectors.fit import Fit
+from analyzers._engine.vectors.project import Projected, ResidualSums
+from analyzers._engine.vectors.walk import past_windows, window_steps
 from trajstore.format.arrays import n_columns
 from trajstore.format.rows import decode_probes
 from trajstore.reading.run import Run

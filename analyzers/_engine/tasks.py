@@ -29,12 +29,12 @@ from analyzers._engine.arrays.geometry import (
 from analyzers._engine.at_target import is_at, step_of_target
 from analyzers._engine.combine import combine
 from analyzers._engine.exact import combine_exact, exact_sums
-from analyzers._engine.fit import fit, inner_products, longest_steps
 from analyzers._engine.measured_window import needed_windows
-from analyzers._engine.project import project
 from analyzers._engine.rules import parts_of
 from analyzers._engine.slices import slices
-from analyzers._engine.walk import window_steps
+from analyzers._engine.vectors.fit import fit, inner_products, longest_steps
+from analyzers._engine.vectors.project import project
+from analyzers._engine.vectors.walk import window_steps
 from trajstore.format.arrays import KEYFRAME_EVERY
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from analyzers._engine.probes import rounding_squares
 from analyzers._engine.tables import read_tables
-from analyzers._engine.walk import past_windows
+from analyzers._engine.vectors.walk import past_windows
 from analyzers.comparison.arrays.probed_points import (
     Displaced,
     Known,

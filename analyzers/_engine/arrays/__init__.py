@@ -1,1 +1,1 @@
-"""Array functions of the engine; they may import NumPy, SciPy and `trajstore.sketch`."""
+"""Array functions of the engine; they may import NumPy, SciPy, Numba and `trajstore.sketch`."""

@@ -1,6 +1,6 @@
 """Inner products of a window's vectors in a compiled loop, for analyses of many large windows.
 
-The results equal those of `analyzers._engine.fit.add_products` up to rounding in float64. Numba
+The results equal those of `analyzers._engine.vectors.fit.add_products` up to rounding in float64. Numba
 compiles the loop when this module is first imported, and keeps it on disk.
 """
 

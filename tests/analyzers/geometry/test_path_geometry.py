@@ -275,12 +275,12 @@ def test_result_does_not_depend_on_chunks(
     expected = analyzers.path_geometry(run, layers=layers).compute()
     for module, constant, value in (
         # Parts hold two steps, eight rows of the fold or two blocks; the result has four.
-        ("_engine.project", "STEP_BYTES", 2 * 4 * 256),
-        ("_engine.energies", "SQUARES", 3 * 256),
+        ("_engine.vectors.project", "STEP_BYTES", 2 * 4 * 256),
+        ("_engine.vectors.energies", "SQUARES", 3 * 256),
         ("_engine.exact", "READ_BYTES", 2 * 4 * 2048),
         ("_engine.tasks", "PART", 2048),
         ("_engine.tasks", "ROW_PART", 2048),
-        ("_engine.walk", "READ_ELEMENTS", 1024),
+        ("_engine.vectors.walk", "READ_ELEMENTS", 1024),
         ("_engine.slices", "SEGMENT", 100),
         ("geometry.path_geometry", "RESULT_ROWS", (4, 5)),
     ):

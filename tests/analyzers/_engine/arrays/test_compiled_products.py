@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("numba")
 
 import analyzers
-from analyzers._engine import fit
 from analyzers._engine.arrays import compiled_products
+from analyzers._engine.vectors import fit
 from trajstore.reading.run import open_run
 
 PRECISION = 1e-13

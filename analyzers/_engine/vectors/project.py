@@ -19,7 +19,10 @@ from analyzers._engine.arrays.collisions import (
 )
 from analyzers._engine.arrays.crowding import bucket_densities, layer_pieces
 from analyzers._engine.blas import one_blas_thread
-from analyzers._engine.energies import (
+from analyzers._engine.rules import Parts
+from analyzers._engine.slices import SEGMENT, joined, segments, slices
+from analyzers._engine.tables import sketch_weights
+from analyzers._engine.vectors.energies import (
     Piece,
     by_rows,
     cached_rows,
@@ -30,16 +33,13 @@ from analyzers._engine.energies import (
     no_product,
     spread,
 )
-from analyzers._engine.fit import (
+from analyzers._engine.vectors.fit import (
     Fit,
     fit_window,
     longest_steps,
     window_products,
 )
-from analyzers._engine.rules import Parts
-from analyzers._engine.slices import SEGMENT, joined, segments, slices
-from analyzers._engine.tables import sketch_weights
-from analyzers._engine.walk import WindowVectors, walk, window_steps
+from analyzers._engine.vectors.walk import WindowVectors, walk, window_steps
 from trajstore.format.layout import BLOCK, Layout
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target

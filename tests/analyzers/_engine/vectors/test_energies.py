@@ -1,4 +1,4 @@
-"""Compare ``analyzers._engine.energies`` with enumeration over all elements."""
+"""Compare ``analyzers._engine.vectors.energies`` with enumeration over all elements."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from analyzers._engine import energies
 from analyzers._engine.arrays.crowding import layer_pieces
-from analyzers._engine.energies import (
+from analyzers._engine.vectors import energies
+from analyzers._engine.vectors.energies import (
     Weights,
     energy_sums,
     gradient_energies,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from analyzers._engine.arrays.low_rank import regress
 from analyzers._engine.blas import one_blas_thread
 from analyzers._engine.slices import SEGMENT, joined, segments
-from analyzers._engine.walk import WindowVectors, walk
+from analyzers._engine.vectors.walk import WindowVectors, walk
 from trajstore.reading.run import Run
 from trajstore.reading.target import Target
 
