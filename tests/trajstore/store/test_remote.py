@@ -12,7 +12,7 @@ import xarray as xr
 from tests.trajstore.handmade import SIZE, write_run
 from trajstore import open_run
 from trajstore.cli import main as cli
-from trajstore.reading.verify import problems
+from trajstore.reading.verify import SERVES, problems
 from trajstore.store import lease
 from trajstore.store.holder import WRITER
 from trajstore.store.lease import LEASE_SECONDS
@@ -73,11 +73,11 @@ def test_damage_of_a_remote_run_is_found(remote: str):
     obstore.put(storage(remote), "tables/c/0/0/0", bytes(4 << 20))
     found = [(p.place, p.text, p.cost) for p in problems(open_run(remote))]
     assert found == [
-        ("epoch/c/0", "has only 0 bytes", "epoch of steps 0-9"),
+        ("epoch/c/0", "has only 0 bytes", f"epoch of steps 0-9 ({SERVES['epoch']})"),
         (
             "tables/c/0/0/0",
             "is longer than the 786452 bytes it may have",
-            "tables of steps 0-9",
+            f"tables of steps 0-9 ({SERVES['tables']})",
         ),
         ("references/codes/c/8/0", "is missing", "steps 8-9"),
     ]

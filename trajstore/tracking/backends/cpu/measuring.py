@@ -324,6 +324,7 @@ def measure_after(part: int, arguments: int) -> None:
         )
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def add_up(
     sums: Doubles, first: int, table: Doubles, grad_sq: int, energy: Doubles
 ) -> None:
