@@ -139,7 +139,7 @@ def test_everything_at_a_relative_path_works_elsewhere(
     lazy = path_geometry(run, reference="second.zarr")
     measured = run.measured("here").steps.grad_norm
     monkeypatch.chdir("other")
-    for values in (stored.gamma, lazy.distance, measured, run.steps.grad_norm):
+    for values in (stored.distance, lazy.gamma, measured, run.steps.grad_norm):
         assert np.isfinite(values.values).all()
     assert list(problems(run, track=iter)) == []
     assert list(Path().iterdir()) == []
