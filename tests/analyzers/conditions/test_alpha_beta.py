@@ -290,7 +290,8 @@ def test_an_empty_set_names_the_step_that_excludes_all_pairs(known: KnownRun):
 
 def test_an_empty_set_says_where_only_the_gap_is_too_large(known: KnownRun):
     """With the losses at x* as f*, only alpha - beta matters, up to a_k / (l_k - f*)."""
-    compared = known.compared()
+    # The losses at x* belong to the recording that tests share.
+    compared = known.compared().copy(deep=True)
     compared["reference_loss"][:] = 0.0
     compared["loss"][:] = 1.0
     compared["product"][:] = 0.06
