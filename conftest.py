@@ -36,7 +36,11 @@ collect_ignore += [
     if find_spec(name) is None
 ]
 if find_spec("numba") is None:
-    collect_ignore += ["trajstore/sketch/compiled.py"]
+    collect_ignore += [
+        "analyzers/_engine/arrays/compiled_products.py",
+        "trajstore/sketch/compiled.py",
+        "trajstore/sketch/compiling.py",
+    ]
 if not HAS_TORCH:
     # `make no-torch` tests reading and analysis; these packages record and train.
     collect_ignore_glob = [

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -35,6 +36,12 @@ def batches(*tensors: Tensor, size: int, seed: int) -> Callable[[], list[Tensor]
     return draw
 
 
+def cross_entropy(model: nn.Module, draw: Callable[[], list[Tensor]]) -> Tensor:
+    """Return the loss of a classifier in the next batch of inputs and labels."""
+    x, y = draw()
+    return F.cross_entropy(model(x), y)
+
+
 def perceptron(
     seed: int,
     *,
@@ -56,11 +63,7 @@ def perceptron(
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
     draw = batches(inputs, labels, size=32, seed=seed)
-
-    def loss() -> Tensor:
-        x, y = draw()
-        return F.cross_entropy(model(x), y)
-
+    loss = partial(cross_entropy, model, draw)
     if is_adam:
         return Loop(model, Adam(model.parameters(), lr=lr), loss)
     optimizer = SGD(
@@ -95,11 +98,7 @@ def cnn(seed: int, *, n_steps: int) -> Loop:
         nn.Linear(128, 10),
     )
     draw = batches(images, labels, size=32, seed=seed)
-
-    def loss() -> Tensor:
-        x, y = draw()
-        return F.cross_entropy(model(x), y)
-
+    loss = partial(cross_entropy, model, draw)
     optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
     schedule = CosineAnnealingLR(optimizer, n_steps)
     return Loop(model, optimizer, loss, schedule=schedule)
@@ -165,11 +164,7 @@ def large_vocabulary(seed: int, *, vocabulary: int = 20_000) -> Loop:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Embedding(vocabulary, 16), nn.Flatten(), nn.Linear(192, 4))
     draw = batches(text, labels, size=32, seed=seed)
-
-    def loss() -> Tensor:
-        x, y = draw()
-        return F.cross_entropy(model(x), y)
-
+    loss = partial(cross_entropy, model, draw)
     return Loop(model, AdamW(model.parameters(), lr=2e-3), loss)
 
 
@@ -344,11 +339,7 @@ def residual(seed: int, *, n_steps: int) -> Loop:
     torch.manual_seed(seed)
     model = Residual()
     draw = batches(images, labels, size=32, seed=seed)
-
-    def loss() -> Tensor:
-        x, y = draw()
-        return F.cross_entropy(model(x), y)
-
+    loss = partial(cross_entropy, model, draw)
     optimizer = SGD(
         model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
@@ -372,11 +363,7 @@ def convolutions(seed: int) -> Loop:
         nn.Linear(192, 10),
     )
     draw = batches(images, labels, size=32, seed=seed)
-
-    def loss() -> Tensor:
-        x, y = draw()
-        return F.cross_entropy(model(x), y)
-
+    loss = partial(cross_entropy, model, draw)
     return Loop(model, NAdam(model.parameters(), lr=2e-3), loss)
 
 
@@ -414,9 +401,5 @@ def vision_transformer(seed: int) -> Loop:
     torch.manual_seed(seed)
     model = VisionTransformer(48)
     draw = batches(images, labels, size=32, seed=seed)
-
-    def loss() -> Tensor:
-        x, y = draw()
-        return F.cross_entropy(model(x), y)
-
+    loss = partial(cross_entropy, model, draw)
     return Loop(model, AdamW(model.parameters(), lr=1e-3), loss)

@@ -4,19 +4,19 @@ The results equal those of `trajstore.sketch.sketch.Sketch.decode` up to roundin
 loops when this module is first imported, which takes seconds, and keeps them on disk.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import float32, int64, types, uint8, void
 from numba.extending import intrinsic
 
+from trajstore.sketch.compiling import compiled
+
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-F = TypeVar("F", bound=Callable[..., Any])
 
 _LANES: Final = 16
 """Number of elements in a vector of LLVM."""
@@ -26,20 +26,6 @@ _BLOCK: Final = _LANES * _LANES
 
 _FLOATS: Final = float32[::1]
 _BYTES: Final = types.Array(uint8, 1, "C", readonly=True)
-
-
-def _compiled(*signature: Any, **options: Any) -> Callable[[F], F]:
-    """Compile a function, and keep the result on disk if there is a place for it."""
-    options |= {"nogil": True, "fastmath": {"contract", "nsz"}}
-
-    def decorated(function: F) -> F:
-        try:
-            result = numba.njit(*signature, cache=True, **options)(function)
-        except RuntimeError:
-            result = numba.njit(*signature, **options)(function)
-        return cast("F", result)
-
-    return decorated
 
 
 def _butterflies_of(
@@ -179,7 +165,7 @@ _transform_signed: Final = intrinsic(_emit_second)
 _multiply: Final = intrinsic(_emit_multiply)
 
 
-@_compiled(inline="never")
+@compiled(inline="never")
 def _butterflies(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
     """Apply two levels of the transform to four parts."""
     # Arrays of their own are vectorised; parts of one array may overlap.
@@ -192,7 +178,7 @@ def _butterflies(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
         d[i] = a_c - b_d
 
 
-@_compiled(inline="never")
+@compiled(inline="never")
 def _last_butterflies(a: Floats, b: Floats) -> None:
     """Apply one level of the transform to two parts."""
     for i in range(len(a)):
@@ -201,7 +187,7 @@ def _last_butterflies(a: Floats, b: Floats) -> None:
         b[i] = difference
 
 
-@_compiled(inline="never")
+@compiled(inline="never")
 def _across_blocks(a: Floats) -> None:
     """Complete the Hadamard transform of elements whose blocks are transformed, in place."""
     n, s, address = len(a), _BLOCK, a.ctypes.data
@@ -220,7 +206,7 @@ def _across_blocks(a: Floats) -> None:
         _last_butterflies(a[:s], a[s:])
 
 
-@_compiled(void(_BYTES, float32, _BYTES, _FLOATS, _FLOATS))
+@compiled(void(_BYTES, float32, _BYTES, _FLOATS, _FLOATS))
 def decode_signs(
     code: Bytes,  # (number / 8,): the signs of the sketch
     scale: np.float32,

@@ -4,36 +4,24 @@ The results equal those of `analyzers._engine.vectors.fit.add_products` up to ro
 compiles the loop when this module is first imported, and keeps it on disk.
 """
 
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from numba import float32, float64, int64, void
 
+from trajstore.sketch.compiling import FASTMATH, compiled
+
 Floats = npt.NDArray[np.float32]
-F = TypeVar("F", bound=Callable[..., Any])
+
+# Sums may be reordered: their errors are those of float64.
+_REORDERED: Final = FASTMATH | {"reassoc"}
 
 _CACHED: Final = 1024
 """Number of elements of every vector that are multiplied in turn; they fit into the first cache."""
 
 
-def _compiled(*signature: Any, **options: Any) -> Callable[[F], F]:
-    """Compile a function, and keep the result on disk if there is a place for it."""
-    options |= {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
-
-    def decorated(function: F) -> F:
-        try:
-            result = numba.njit(*signature, cache=True, **options)(function)
-        except RuntimeError:
-            result = numba.njit(*signature, **options)(function)
-        return cast("F", result)
-
-    return decorated
-
-
-@_compiled(float64(float32[::1], float32[::1]), inline="never")
+@compiled(float64(float32[::1], float32[::1]), fastmath=_REORDERED, inline="never")
 def _product(a: Floats, b: Floats) -> float:
     total = 0.0
     for i in range(len(a)):
@@ -41,7 +29,7 @@ def _product(a: Floats, b: Floats) -> float:
     return total
 
 
-@_compiled(void(float32[:, ::1], int64, int64, float64[:, ::1]))
+@compiled(void(float32[:, ::1], int64, int64, float64[:, ::1]))
 def add_products(
     vectors: Floats,  # (vector, element)
     start: int,
