@@ -13,6 +13,14 @@ from calibration_report import (
     rare_t,
 )
 
+GAMMA_BARS = {"SGD": 0.3, "momentum": 0.55, "AdamW": 0.7}
+"""Largest errors of mean gamma of an epoch relative to the older version, by optimizer."""
+
+DISTANCE_BAR, SKETCH_BAR, BYTES_BAR = 0.3, 0.35, 1.05
+
+SMALL_PARAMETERS = 16_000
+"""Networks with fewer parameters have the bar of the sketch."""
+
 
 def calibration_table(results: dict[str, Any]) -> str:
     """Return the table of honest standard errors, with one line per case."""
@@ -114,6 +122,40 @@ def expected_errors_table(results: dict[str, dict[str, float]]) -> str:
     for name, found in results.items():
         cells = (f"{found[term]:.2f}" if term in found else "" for term in titles)
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gains_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the table of errors relative to those of an older version, with one line per training."""
+    titles = (
+        "training",
+        "parameters",
+        "optimizer",
+        "bytes",
+        "gamma, epoch mean",
+        "distance, step",
+        "distance, epoch mean",
+        "sketch, step",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, found in results.items():
+        new, old, optimizer = found["new"], found["old"], found["optimizer"]
+        is_small = new["parameters"] < SMALL_PARAMETERS
+        is_sgd = optimizer in {"SGD", "momentum"}
+        bars = {
+            "bytes": BYTES_BAR,
+            "gamma, epoch mean": GAMMA_BARS[optimizer],
+            "distance, step": DISTANCE_BAR if is_sgd else math.inf,
+            "distance, epoch mean": DISTANCE_BAR if is_sgd else math.inf,
+            "sketch, step": SKETCH_BAR if is_small else math.inf,
+        }
+        ratios = {key: round(new[key] / old[key], 3) for key in bars}
+        cells = (
+            marked(f"{ratio:.2f}", is_inside=ratio <= bars[key])
+            for key, ratio in ratios.items()
+        )
+        of_run = f"{name} | {new['parameters']:,} | {optimizer}"
+        lines.append(f"| {of_run} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
