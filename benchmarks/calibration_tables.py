@@ -114,6 +114,8 @@ def expected_errors_table(results: dict[str, dict[str, float]]) -> str:
         "end": "the same, end of a window",
         "gradients": "sum of gradients",
         "displacements": "sum of displacements",
+        "sums": "<x - r, v'> by the sums of SGD",
+        "means": "mean of <g, v'> of a window of SGD",
     }
     lines = [
         f"| training | {' | '.join(titles.values())} |",

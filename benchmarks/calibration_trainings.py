@@ -81,7 +81,7 @@ TRAININGS: dict[str, Training] = {
     "mlp13k": Training(start=_mlp(100), cases=DEFAULT | _bits(17, 18, 20)),
     "mlp82k": Training(start=_mlp(273), cases=DEFAULT | _bits(18, 20)),
     "mlp300k": Training(
-        start=_mlp(535), cases=DEFAULT | _bits(17), steps_per_epoch=15, epochs=8
+        start=_mlp(535), cases=DEFAULT | _bits(17, 20), steps_per_epoch=15, epochs=8
     ),
     "cnn": Training(
         start=partial(cnn, n_steps=300),
