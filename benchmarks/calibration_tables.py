@@ -6,12 +6,14 @@ from typing import Any
 
 from calibration_report import (
     LARGEST_LAYER_Z,
+    LARGEST_T,
     LAYER_BAR,
     MEAN_BAR,
     SMALLEST_ERROR,
     STEP_BAR,
     rare_t,
 )
+from scipy.stats import t as student
 
 GAMMA_BARS = {"SGD": 0.3, "momentum": 0.55, "AdamW": 0.7}
 """Largest errors of mean gamma of an epoch relative to the older version, by optimizer."""
@@ -124,6 +126,38 @@ def expected_errors_table(results: dict[str, dict[str, float]]) -> str:
     for name, found in results.items():
         cells = (f"{found[term]:.2f}" if term in found else "" for term in titles)
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def bias_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the table of mean errors, with one line per training."""
+    titles = (
+        "training",
+        "recorders",
+        "values of t",
+        "3 or more",
+        "expected by chance",
+        "largest",
+        "3 or more again",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, found in results.items():
+        values = [abs(value) for value in found["t"].values()]
+        chance = 2 * student.sf(LARGEST_T, found["seeds"] - 1) * len(values)
+        again = sum(
+            abs(value) >= LARGEST_T and value * found["t"][key] > 0
+            for key, value in found["repeated"].items()
+        )
+        cells = (
+            name,
+            f"{found['seeds']}",
+            f"{len(values)}",
+            f"{sum(value >= LARGEST_T for value in values)}",
+            f"{chance:.1f}",
+            f"{max(values):.1f}",
+            marked(f"{again}", is_inside=not again),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

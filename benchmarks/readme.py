@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration_tables import (
+    bias_table,
     calibration_table,
     expected_errors_table,
     gains_table,
@@ -393,6 +394,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/estimator.md": {
         "calibration": calibration_table,
         "expected_errors": expected_errors_table,
+        "bias": bias_table,
         "gains": gains_table,
         "measurements": measurements_table,
     },
