@@ -16,6 +16,7 @@ from cost_tables import (
     per_step_table,
     rank_table,
     scale_table,
+    small_steps_table,
 )
 from excess_table import excess_table
 from installation_tables import installations_table
@@ -373,6 +374,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/costs.md": {
         "overhead": overhead_table,
         "per_step": per_step_table,
+        "small_steps": small_steps_table,
         "first_recording": first_recording_table,
         "memory": memory_table,
         "ranks": rank_table,
@@ -427,6 +429,9 @@ def filled(page: str) -> str:
     text = (ROOT / page).read_text()
     for name, table in PAGES[page].items():
         results = RESULTS / f"{FILES.get(name, name)}.json"
+        if not results.exists():
+            # The page has an empty table until the benchmark has run.
+            continue
         lines = table(json.loads(results.read_text()))
         before, marker, rest = text.partition(f"<!-- {name} -->\n")
         text = before + marker + lines + "\n" + rest[rest.index("<!-- end -->") :]
