@@ -20,7 +20,13 @@ from cost_tables import (
 )
 from excess_table import excess_table
 from installation_tables import installations_table
-from planning_tables import like_table, planning_table, plans_table, signs_table
+from planning_tables import (
+    ends_table,
+    like_table,
+    planning_table,
+    plans_table,
+    signs_table,
+)
 
 from trajstore.format.run_spec import SKETCH_BITS
 
@@ -396,6 +402,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/planning.md": {
         "planning": planning_table,
         "plans": plans_table,
+        "planning_ends": ends_table,
         "like": like_table,
         "signs": signs_table,
     },
