@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibration_tables import calibration_table, expected_errors_table
+from calibration_tables import (
+    bias_table,
+    calibration_table,
+    expected_errors_table,
+    gains_table,
+)
 from cost_tables import (
     fewer_bytes_table,
     first_recording_table,
@@ -397,6 +402,8 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/estimator.md": {
         "calibration": calibration_table,
         "expected_errors": expected_errors_table,
+        "bias": bias_table,
+        "gains": gains_table,
         "measurements": measurements_table,
     },
     "docs/planning.md": {
