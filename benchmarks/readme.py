@@ -19,7 +19,7 @@ from cost_tables import (
 )
 from excess_table import excess_table
 from installation_tables import installations_table
-from planning_tables import like_table, planning_table, plans_table, signs_table
+from planning_tables import like_table, planning_table, signs_table, windows_table
 
 from trajstore.format.run_spec import SKETCH_BITS
 
@@ -393,8 +393,8 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     },
     "docs/planning.md": {
         "planning": planning_table,
-        "plans": plans_table,
         "like": like_table,
+        "windows": windows_table,
         "signs": signs_table,
     },
     "docs/deep-linear.md": {
@@ -415,8 +415,8 @@ FILES = {
     "ranks": "memory",
     "numbers": "accuracy",
     "between_layers": "deep_linear",
-    "plans": "calibration",
     "like": "planning_like",
+    "windows": "planning_like",
     "signs": "calibration",
 }
 """Names of results files that differ from the names of their tables."""
