@@ -151,9 +151,9 @@ class OtherOptions:
 
     def of_probes(self, product: Product) -> Product:
         """Return a product that other probes tell."""
-        *coefficients, cosine = product.forms
+        along, across, mixed, cosine = product.forms
         root = np.sqrt(self.probe_ratio)
-        forms = Forms(*(root * c for c in coefficients), cosine)
+        forms = Forms(root * along, root * across, root * mixed, cosine)
         stderr = np.sqrt(forms.variance() + product.rounded)
         estimate = Estimate(product.estimate.value, stderr)
         return product._replace(estimate=estimate, forms=forms)

@@ -19,6 +19,11 @@ def recorded_errors(run: Run, *, rate: Rate) -> Recorded:
             f"{run.location} was recorded exactly, so it says nothing of the errors of sketches: "
             "give a run that was recorded with a sketch."
         )
+    if not run.has_final:
+        raise ValueError(
+            f"{run.location} has not ended: its status is {run.status!r}. The target of a plan's "
+            "errors is the last iterate; give a run that has ended."
+        )
     # Analyses need further packages, and import them; this name is all that trajstore knows of them.
     other_errors: Any = import_module("analyzers.geometry.other_errors")
     errors: ErrorsByOptions = other_errors.OtherErrors(run)

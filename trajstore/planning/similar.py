@@ -17,6 +17,7 @@ from trajstore.planning.errors import Rate, mean_distance_alone, mean_of_signs
 from trajstore.planning.measured import Optimizer
 
 OF_SKETCH: Final = (
+    "sketch_version",
     "sketch_bits",
     "bits_per_number",
     "probes",

@@ -46,8 +46,8 @@ def runs(
     lengths: dict[str, Any] = {"steps_per_epoch": EPOCH, "total_steps": STEPS}
     with ExitStack() as stack:
         for i, (name, options) in enumerate(OPTIONS.items()):
-            path, seed = folder / f"{name}.zarr", {"seed": i}
-            recorder = Recorder(path, model, optimizer, **lengths, **options, **seed)
+            path = folder / f"{name}.zarr"
+            recorder = Recorder(path, model, optimizer, **lengths, **options, seed=i)
             stack.enter_context(recorder)
         for _ in range(STEPS):
             optimizer.zero_grad()
@@ -71,7 +71,7 @@ def test_the_errors_of_its_own_options_are_those_that_the_analysis_states(
 ):
     for run in runs.values():
         found = OtherErrors(run).of(run.spec)
-        np.testing.assert_allclose(found, stated(run), rtol=1e-3)
+        assert tuple(found) == pytest.approx(stated(run), rel=1e-3)
 
 
 @pytest.mark.parametrize("own", ["folded", "packed"])
@@ -80,7 +80,11 @@ def test_errors_of_other_options_are_those_of_their_recording(
     runs: dict[str, Run], own: str, other: str
 ):
     found = OtherErrors(runs[own]).of(runs[other].spec)
-    np.testing.assert_allclose(found, stated(runs[other]), rtol=0.1)
+    step, mean = stated(runs[other])
+    assert found.step == pytest.approx(step, rel=0.1)
+    # How large a sum of gradients is that the run has not recorded is a guess.
+    is_guessed = runs[other].spec.window_folds > runs[own].spec.window_folds
+    assert found.mean == pytest.approx(mean, rel=0.2 if is_guessed else 0.1)
 
 
 def test_long_runs_are_sampled(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch):
@@ -91,4 +95,4 @@ def test_long_runs_are_sampled(runs: dict[str, Run], monkeypatch: pytest.MonkeyP
     assert first == slice(EPOCH, 2 * EPOCH)
     assert last == slice(STEPS - 2 * EPOCH, STEPS - EPOCH)
     found = OtherErrors(run).of(run.spec)
-    np.testing.assert_allclose(found, stated(run), rtol=0.2)
+    assert tuple(found) == pytest.approx(stated(run), rel=0.2)

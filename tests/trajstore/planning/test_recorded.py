@@ -106,6 +106,12 @@ def test_an_exact_run_is_refused(tmp_path: Path):
         recorded_errors(exact, rate="constant")
 
 
+def test_a_run_that_has_not_ended_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Run, "has_final", False)
+    with pytest.raises(ValueError, match="has not ended"):
+        recorded_errors(run, rate="constant")
+
+
 def test_the_command_needs_no_parameters(run: Run, capsys: pytest.CaptureFixture[str]):
     plan(steps=STEPS, steps_per_epoch=EPOCH, like=run.location)
     assert "extrapolated from the errors of the recorded run" in " ".join(

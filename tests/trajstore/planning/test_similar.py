@@ -1,6 +1,7 @@
 """Test how errors of a recorded run are scaled to other windows and epochs."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def plan_like(
     errors: Given, every: int | None = None, optimizer: Optimizer = "sgd", n: int = 2000
 ) -> Plan:
     """Return a plan from a run of 100 epochs with windows of one epoch."""
-    options = {"steps_per_epoch": 20, "optimizer": optimizer}
+    options: dict[str, Any] = {"steps_per_epoch": 20, "optimizer": optimizer}
     spec = plan_recording(LAYOUT, n_steps=2000, reference_every=20, **options).spec
     like = Recorded(spec=spec, rate="constant", optimizer=optimizer, errors=errors)
     return plan_recording(
