@@ -29,8 +29,8 @@ from planning_tables import (
     ends_table,
     like_table,
     planning_table,
-    plans_table,
     signs_table,
+    windows_table,
 )
 
 from trajstore.format.run_spec import SKETCH_BITS
@@ -408,9 +408,9 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     },
     "docs/planning.md": {
         "planning": planning_table,
-        "plans": plans_table,
         "planning_ends": ends_table,
         "like": like_table,
+        "windows": windows_table,
         "signs": signs_table,
     },
     "docs/deep-linear.md": {
@@ -431,8 +431,8 @@ FILES = {
     "ranks": "memory",
     "numbers": "accuracy",
     "between_layers": "deep_linear",
-    "plans": "calibration",
     "like": "planning_like",
+    "windows": "planning_like",
     "signs": "calibration",
 }
 """Names of results files that differ from the names of their tables."""
