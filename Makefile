@@ -69,6 +69,8 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/bias.py
 	$(BIN)/python benchmarks/measurements.py
 	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/planning_ends.py
+	$(BIN)/python benchmarks/planning_parts.py
 	$(BIN)/python benchmarks/planning_like.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/checks.py
