@@ -191,10 +191,10 @@ def _walk_line(run: "Run", whole: "xr.Dataset", means: "xr.Dataset") -> str:
         return ""
     told = ", more than half of it" if walk > gamma / 2 else ""
     told = ", which is larger" if walk > gamma else told
-    if this.has_other_updates(run):
+    if optimizer := this.other_updates(run):
         return (
             "What would gamma be without a loss? Record a walk through the same optimizer, "
-            f"{this.optimizer_text(run)}, with trajstore.evaluation.noise_gradients, and subtract it: "
+            f"{optimizer}, with trajstore.evaluation.noise_gradients, and subtract it: "
             "analyzers.excess_gamma(geometry, run, null=...). The walk of plain SGD with the same step "
             f"lengths has gamma {walk:.3g} mid-run{told}; it is no null model of this run."
         )

@@ -12,7 +12,7 @@ from analyzers._engine.arrays.geometry import (
     DISTANCE_LIMIT,
     FROM_DISTANCE,
 )
-from analyzers.geometry.optimizer_text import (
+from analyzers._engine.optimizers import (
     OPTIMIZER,
     has_other_updates,
     optimizer_text,
@@ -191,12 +191,17 @@ def subtract_null(
     )
 
 
+def other_updates(run: Run) -> str:
+    """Return the optimizer of a run whose updates are not parallel to gradients, else ""."""
+    return optimizer_text(run) if has_other_updates(run) else ""
+
+
 def _walk_of_updates(run: Run) -> str:
     """Return a warning if the walk of updates is not that of the run's optimizer."""
-    if not has_other_updates(run):
+    if not (optimizer := other_updates(run)):
         return ""
     return (
-        f"{run.location} was trained with {optimizer_text(run)}, whose updates are not parallel "
+        f"{run.location} was trained with {optimizer}, whose updates are not parallel "
         "to gradients, as the steps of the walk are: the excess may be negative without any "
         "meaning. Record a walk through the same optimizer with "
         "trajstore.evaluation.noise_gradients, and give its geometry as `null`."

@@ -16,13 +16,13 @@ from dask.delayed import Delayed
 
 from analyzers._engine.arrays.geometry import COVARIANCE, FROM_DISTANCE, USES_SUM
 from analyzers._engine.labels import describe, layer_names, step_coordinates
+from analyzers._engine.on_path import on_path
+from analyzers._engine.optimizers import OPTIMIZER, optimizer_text
 from analyzers._engine.rules import has_rule
 from analyzers._engine.slices import slices
 from analyzers._engine.tables import check_basis
 from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers.geometry.nonfinite_target import nonfinite_target
-from analyzers.geometry.on_path import on_path
-from analyzers.geometry.optimizer_text import OPTIMIZER, optimizer_text
 from analyzers.geometry.time_axis import (
     INDEPENDENT,
     STEP_ERRORS,
