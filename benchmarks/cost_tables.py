@@ -34,6 +34,9 @@ def overhead_table(results: dict[str, Any]) -> str:
         add(title, f"{hooks['hooks over step']:.3f}")
     peak = results["peak memory, float32 vectors"]
     add("peak additional memory, in float32 vectors of all parameters", f"{peak:.1f}")
+    process = json.loads((RESULTS / "process_memory.json").read_text())
+    once = f"{decimal(round(process['for recording']))}"
+    add("memory of a process that records, once: libraries and compiled loops", once)
     return "\n".join(lines)
 
 
