@@ -59,6 +59,10 @@ OF_INVERSE_DISTANCE: Final = np.array([q in {"gamma", "rsi", "eb"} for q in QUAN
 """Whether a quantity is divided by the distance, by quantity."""
 
 
+ROUNDING_FLOOR: Final = {False: 2.0**-23, True: 2.0**-26}
+"""Relative error that rounding may leave in any quantity, by whether the recording is in float64."""
+
+
 class Handed(NamedTuple):
     """What the errors of the sums over an epoch's steps share with errors at a window's end."""
 
@@ -189,6 +193,10 @@ def _quantities(
     values = geometry(
         found, combined.products.stderr, to_target.stderr, slope * combined.covariance
     )
+    floor = ROUNDING_FLOOR[run.spec.float64]
+    for q in QUANTITIES:
+        stderr = values[f"{q}_stderr"]
+        values[f"{q}_stderr"] = np.hypot(stderr, floor * np.abs(values[q]))
     model = _error_model(measured, total, constrained, combined)
     on_end = None if constrained is None else constrained.on_end
     mixed, after = _covariances(
@@ -303,6 +311,9 @@ def _covariances(
     is_left_out = is_left_out[:, None] & OF_INVERSE_DISTANCE[:, None]
     both = np.stack([by_product, by_displacement])
     both[~np.isfinite(both) | is_left_out] = 0
+    floors = np.stack([np.abs(found[q].value) for q in QUANTITIES], 1)
+    floors = ROUNDING_FLOOR[run.spec.float64] * floors
+    floors[~np.isfinite(floors) | is_left_out] = 0
     epochs = run.stored.epochs[measured.steps]
     total, after = np.zeros_like(by_product), None
     now = measured.displacement.stderr[0] ** 2
@@ -311,6 +322,9 @@ def _covariances(
         of_product, of_displacement = both if is_in.all() else np.where(is_in, both, 0)
         sums = row_sums(model, of_product, of_displacement)
         total += covariance_with_sum(model, of_product, of_displacement, sums)
+        # Rounding of a window's vectors is the same in all of its steps.
+        rounded = np.where(is_in, floors, 0)
+        total += rounded * rounded.sum(0)
         if sums is None or model.posterior is None or on_end is None:
             continue
         if before is not None and before.epoch == epoch:

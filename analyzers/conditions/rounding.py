@@ -43,8 +43,8 @@ def loss_error(epsilon: float, *losses: npt.ArrayLike) -> FloatArray:
 
 def is_rounding(error: Any, *values: Any) -> Any:
     """Return where all of some values, each (step,), are too near to the error from rounding."""
-    # A value that is not known is not rounding. Values may be lazy.
-    are_near = [abs(value) <= LEAST_RATIO * error for value in values]
+    # A value that is not known is not rounding, and neither is 0 of losses of 0. Values may be lazy.
+    are_near = [abs(value) < LEAST_RATIO * error for value in values]
     return reduce(and_, are_near)
 
 
