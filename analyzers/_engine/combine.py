@@ -10,6 +10,8 @@ from analyzers._engine.arrays.geometry import (
     COVARIANCE,
     DISTANCE_LIMIT,
     QUANTITIES,
+    ROUNDED_TIMES,
+    ROUNDING_FLOOR,
     USES_SUM,
     Estimate,
     Quantity,
@@ -57,10 +59,6 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 OF_INVERSE_DISTANCE: Final = np.array([q in {"gamma", "rsi", "eb"} for q in QUANTITIES])
 """Whether a quantity is divided by the distance, by quantity."""
-
-
-ROUNDING_FLOOR: Final = {False: 2.0**-23, True: 2.0**-26}
-"""Relative error that rounding may leave in any quantity, by whether the recording is in float64."""
 
 
 class Handed(NamedTuple):
@@ -190,13 +188,15 @@ def _quantities(
         where=product.stderr > 0,
     )
     found = without_target(quantities(sampled, to_target), at)
-    values = geometry(
-        found, combined.products.stderr, to_target.stderr, slope * combined.covariance
-    )
+    # Rounding is shared by all steps, as errors of the distance nearly are.
     floor = ROUNDING_FLOOR[run.spec.float64]
-    for q in QUANTITIES:
-        stderr = values[f"{q}_stderr"]
-        values[f"{q}_stderr"] = np.hypot(stderr, floor * np.abs(values[q]))
+    length_error = np.hypot(to_target.stderr, floor * to_target.value)
+    values = geometry(
+        found, combined.products.stderr, length_error, slope * combined.covariance
+    )
+    values["lolr_stderr"] = np.hypot(
+        values["lolr_stderr"], floor * np.abs(values["lolr"])
+    )
     model = _error_model(measured, total, constrained, combined)
     on_end = None if constrained is None else constrained.on_end
     mixed, after = _covariances(
@@ -311,8 +311,8 @@ def _covariances(
     is_left_out = is_left_out[:, None] & OF_INVERSE_DISTANCE[:, None]
     both = np.stack([by_product, by_displacement])
     both[~np.isfinite(both) | is_left_out] = 0
-    floors = np.stack([np.abs(found[q].value) for q in QUANTITIES], 1)
-    floors = ROUNDING_FLOOR[run.spec.float64] * floors
+    sizes = [ROUNDED_TIMES.get(q, 1) * np.abs(found[q].value) for q in QUANTITIES]
+    floors = ROUNDING_FLOOR[run.spec.float64] * np.stack(sizes, 1)
     floors[~np.isfinite(floors) | is_left_out] = 0
     epochs = run.stored.epochs[measured.steps]
     total, after = np.zeros_like(by_product), None

@@ -422,7 +422,10 @@ def _complete_steps(datasets: Datasets, n_stderr: float) -> CompleteSteps:
 def _are_rounding(dataset: xr.Dataset) -> npt.NDArray[np.bool_]:
     """Return in which steps only beta (l_k - f*) is left of T_k but rounding, (step,)."""
     excess = dataset["loss"].values - dataset["reference_loss"].values
-    return is_rounding(_rounding(dataset), dataset["product"].values, excess)
+    found: npt.NDArray[np.bool_] = is_rounding(
+        _rounding(dataset), dataset["product"].values, excess
+    )
+    return found
 
 
 def _rounding(dataset: xr.Dataset) -> FloatArray:

@@ -172,7 +172,7 @@ def test_theta_is_not_rounding(converged: Converged):
         (False, [0.1, 0.2], SINGLE),
         (True, [0.1, 0.2], DOUBLE),
         (True, [0.1, np.nan], DOUBLE),
-        (True, np.float32([0.1, 0.2, np.nan]), SINGLE),
+        (True, np.array([0.1, 0.2, np.nan], np.float32), SINGLE),
         (True, [1e300, 0.5], DOUBLE),
     ],
 )
