@@ -14,7 +14,12 @@ import numpy.typing as npt
 import xarray as xr
 from dask.delayed import Delayed
 
-from analyzers._engine.arrays.geometry import COVARIANCE, FROM_DISTANCE, USES_SUM
+from analyzers._engine.arrays.geometry import (
+    COVARIANCE,
+    FROM_DISTANCE,
+    ROUNDING_FLOOR,
+    USES_SUM,
+)
 from analyzers._engine.labels import describe, layer_names, step_coordinates
 from analyzers._engine.on_path import on_path
 from analyzers._engine.optimizers import OPTIMIZER, optimizer_text
@@ -25,6 +30,7 @@ from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers.geometry.nonfinite_target import nonfinite_target
 from analyzers.geometry.time_axis import (
     INDEPENDENT,
+    ROUNDING_ERROR,
     STEP_ERRORS,
     WINDOW_STARTS,
     has_one_epoch,
@@ -300,6 +306,8 @@ def _errors_of_steps(run: Run) -> dict[str, Any]:
     if run.spec.exact or (is_tiny and not has_rule(run)):
         # Every parameter has a probe of its own, so that only rounding is left.
         found[STEP_ERRORS] = INDEPENDENT
+    if not run.spec.exact:
+        found[ROUNDING_ERROR] = ROUNDING_FLOOR[run.spec.float64]
     return found
 
 

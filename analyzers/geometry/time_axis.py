@@ -15,6 +15,9 @@ WINDOW_STARTS: Final = "window_starts"
 STEP_ERRORS: Final = "step_errors"
 """Attribute of a geometry whose errors are `INDEPENDENT` between steps."""
 
+ROUNDING_ERROR: Final = "rounding_error"
+"""Attribute of a geometry: the relative error from rounding that all its steps share."""
+
 INDEPENDENT: Final = "independent"
 
 
