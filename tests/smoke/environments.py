@@ -115,7 +115,7 @@ def extras_of(kind: str, torch: str) -> tuple[str, ...]:
 def record(kind: str, extras: str, python: str, versions: dict[str, str]) -> None:
     """Add an installation to the results, in place of an older one of the same kind."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    key = {
+    key: dict[str, object] = {
         "kind": kind,
         "python": python,
         "system": f"{platform.system()} {platform.machine()}",
