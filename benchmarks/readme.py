@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibration_tables import calibration_table, expected_errors_table
+from calibration_tables import (
+    bias_table,
+    calibration_table,
+    expected_errors_table,
+    gains_table,
+)
 from cost_tables import (
     fewer_bytes_table,
     first_recording_table,
@@ -24,8 +29,8 @@ from planning_tables import (
     ends_table,
     like_table,
     planning_table,
-    plans_table,
     signs_table,
+    windows_table,
 )
 
 from trajstore.format.run_spec import SKETCH_BITS
@@ -397,13 +402,15 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/estimator.md": {
         "calibration": calibration_table,
         "expected_errors": expected_errors_table,
+        "bias": bias_table,
+        "gains": gains_table,
         "measurements": measurements_table,
     },
     "docs/planning.md": {
         "planning": planning_table,
-        "plans": plans_table,
         "planning_ends": ends_table,
         "like": like_table,
+        "windows": windows_table,
         "signs": signs_table,
     },
     "docs/deep-linear.md": {
@@ -424,8 +431,8 @@ FILES = {
     "ranks": "memory",
     "numbers": "accuracy",
     "between_layers": "deep_linear",
-    "plans": "calibration",
     "like": "planning_like",
+    "windows": "planning_like",
     "signs": "calibration",
 }
 """Names of results files that differ from the names of their tables."""
