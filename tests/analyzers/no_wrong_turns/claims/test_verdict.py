@@ -66,7 +66,7 @@ def test_errors_of_differences_and_ratios():
 
 def test_numbers_are_written_with_their_errors():
     assert str(Measured(0.012345, 0.00031)) == "0.0123 ± 0.0003"
-    assert str(Measured(0.1, np.std([0.1] * 3, ddof=1))) == "0.1 ± 0"
+    assert str(Measured(0.1, float(np.std([0.1] * 3, ddof=1)))) == "0.1 ± 0"
     assert str(Measured(math.nan, math.nan)) == "nan ± nan"
 
 
