@@ -85,6 +85,29 @@ def _numerator_error(result: Mapping[str, Any]) -> float:
     return error
 
 
+def ends_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of errors at the end of schedules that decay to 0."""
+    titles = (
+        "training under a cosine",
+        "parameters",
+        "error of an epoch mean, mid-run",
+        "last fifth of epochs / mid-run",
+        "error / standard error there",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, row in results.items():
+        shown = [f"{ratio:.1f}" for ratio in sorted(row["last fifth over mid-run"])]
+        cells = [
+            name,
+            f"{row['parameters']:,}",
+            f"{row['mid-run']:.2g}",
+            " to ".join(dict.fromkeys([shown[0], shown[-1]])),
+            f"{row['error over standard error']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 WINDOWS = {
     "half": "windows of half an epoch",
     "double": "windows of two epochs",

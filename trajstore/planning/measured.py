@@ -28,9 +28,9 @@ batches (``benchmarks/planning_like.py``)."""
 END_ERROR_RATIOS: Final = (0.7, 2.7)
 """Range of errors in first and last epochs relative to mid-run (``benchmarks/accuracy.py``)."""
 
-DECAYED_END_RATIOS: Final = (3, 60)
-"""Range of the errors of epoch means in the last fifth of a cosine schedule, relative to mid-run: Adam
-and SGD with momentum, 5,192 parameters, 30 epochs of 40 steps, against exact recordings."""
+DECAYED_END_RATIOS: Final = (1.3, 33)
+"""Range of the standard errors of epoch means in the last fifth of a cosine schedule, relative to mid-run
+(``benchmarks/planning_ends.py``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from trajstore.planning.errors import POWER
 from trajstore.planning.estimate import COMPRESSION
 from trajstore.planning.measured import (
     BASIS_RATIOS,
+    DECAYED_END_RATIOS,
     END_ERROR_RATIOS,
     MEASURED_RUNS,
     RUN_SPREAD,
@@ -152,6 +153,12 @@ def test_errors_at_both_ends_equal_the_measured_ones():
         for part in ("first", "last")
     ]
     assert pytest.approx((min(ratios), max(ratios)), abs=0.05) == END_ERROR_RATIOS
+
+
+def test_errors_at_the_end_of_schedules_that_decay_equal_the_measured_ones():
+    measured = results("planning_ends").values()
+    ratios = [ratio for row in measured for ratio in row["last fifth over mid-run"]]
+    assert pytest.approx((min(ratios), max(ratios)), rel=0.05) == DECAYED_END_RATIOS
 
 
 @pytest.mark.parametrize("name", COMPRESSION)
