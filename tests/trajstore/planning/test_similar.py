@@ -105,6 +105,18 @@ def test_means_are_scaled_by_what_sums_of_windows_leave(every: int):
     assert left(plan) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("every", [10, 40, 80])
+def test_an_epoch_has_its_share_of_the_rounding_of_the_ends_of_windows(every: int):
+    """Errors of the ends of windows, interpolated within them, with a variance like their length."""
+    starts = np.arange(0, 81, every)
+    errors = np.sqrt(every) * np.eye(len(starts))
+    path = np.array([np.interp([0, 20], starts, error) for error in errors])
+    change = np.square(path[:, 1] - path[:, 0]).sum()
+    found = plan_like(Given(0, 1e-3), every).stderr(mean_of=20).typical / 1e-3
+    # Windows at both ends of the run are shorter.
+    assert found**2 == pytest.approx(change / (2 * 20), rel=0.12)
+
+
 def test_a_run_with_other_windows_tells_what_windows_of_an_epoch_leave():
     # Windows of ten steps, and of two epochs, of a run in which a window of one epoch leaves 0.2.
     for own in (10, 40):
