@@ -65,8 +65,12 @@ kills: .venv/installed
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/expected_errors.py
+	$(BIN)/python benchmarks/bias.py
 	$(BIN)/python benchmarks/measurements.py
 	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/planning_ends.py
+	$(BIN)/python benchmarks/planning_parts.py
 	$(BIN)/python benchmarks/planning_like.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/checks.py

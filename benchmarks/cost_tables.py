@@ -159,6 +159,37 @@ def first_recording_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def small_steps_table(results: list[dict[str, Any]]) -> str:
+    """Return the table of the cost of recording small networks, with one line per case."""
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in results:
+        cases.setdefault(row["case"], []).append(row)
+    counts = [f"{row['threads']}" for row in next(iter(cases.values()))]
+    threads = [f"{n} thread{'s' if n != '1' else ''}" for n in counts]
+    measures = {
+        "time of a step": "step",
+        "processor time, main thread": "main thread",
+        "processor time, whole process": "whole process",
+    }
+    titles = [f"{title}, {n}" for title in measures for n in threads]
+    lines = [
+        f"| training | step, ms | {' | '.join(titles)} | disk per step |",
+        "|---" * (3 + len(titles)) + "|",
+    ]
+    for case, rows in cases.items():
+        first = rows[0]
+        named = case if case == first["net"] else f"{case}; {first['net']}"
+        ratios = [f"{row[name]:.3f}" for name in measures.values() for row in rows]
+        cells = [
+            f"{named}, {first['parameters']:,} parameters",
+            f"{first['ms a step']:.1f}",
+            *ratios,
+            decimal(round(1e3 * first["KB a step"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def large_workloads_table(results: dict[str, Any]) -> str:
     """Return the table of one large workload, with its plan."""
     memory = results["peak GB, recorded"] - results["peak GB, plain"]

@@ -6,7 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibration_tables import calibration_table, expected_errors_table
+from calibration_tables import (
+    bias_table,
+    calibration_table,
+    expected_errors_table,
+    gains_table,
+)
 from cost_tables import (
     fewer_bytes_table,
     first_recording_table,
@@ -16,10 +21,17 @@ from cost_tables import (
     per_step_table,
     rank_table,
     scale_table,
+    small_steps_table,
 )
 from excess_table import excess_table
 from installation_tables import installations_table
-from planning_tables import like_table, planning_table, plans_table, signs_table
+from planning_tables import (
+    ends_table,
+    like_table,
+    planning_table,
+    signs_table,
+    windows_table,
+)
 
 from trajstore.format.run_spec import SKETCH_BITS
 
@@ -373,6 +385,7 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/costs.md": {
         "overhead": overhead_table,
         "per_step": per_step_table,
+        "small_steps": small_steps_table,
         "first_recording": first_recording_table,
         "memory": memory_table,
         "ranks": rank_table,
@@ -389,12 +402,15 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/estimator.md": {
         "calibration": calibration_table,
         "expected_errors": expected_errors_table,
+        "bias": bias_table,
+        "gains": gains_table,
         "measurements": measurements_table,
     },
     "docs/planning.md": {
         "planning": planning_table,
-        "plans": plans_table,
+        "planning_ends": ends_table,
         "like": like_table,
+        "windows": windows_table,
         "signs": signs_table,
     },
     "docs/deep-linear.md": {
@@ -415,8 +431,8 @@ FILES = {
     "ranks": "memory",
     "numbers": "accuracy",
     "between_layers": "deep_linear",
-    "plans": "calibration",
     "like": "planning_like",
+    "windows": "planning_like",
     "signs": "calibration",
 }
 """Names of results files that differ from the names of their tables."""
@@ -427,6 +443,9 @@ def filled(page: str) -> str:
     text = (ROOT / page).read_text()
     for name, table in PAGES[page].items():
         results = RESULTS / f"{FILES.get(name, name)}.json"
+        if not results.exists():
+            # The page has an empty table until the benchmark has run.
+            continue
         lines = table(json.loads(results.read_text()))
         before, marker, rest = text.partition(f"<!-- {name} -->\n")
         text = before + marker + lines + "\n" + rest[rest.index("<!-- end -->") :]

@@ -42,6 +42,7 @@ from analyzers._engine.measured_window import (
     needed_windows,
     rounding,
 )
+from analyzers._engine.other_options import OtherOptions
 from analyzers._engine.rules import Parts, has_rule, rule_of, steps_of_memory
 from analyzers._engine.vectors.project import Projected
 from analyzers._engine.window_constraint import (
@@ -89,17 +90,18 @@ def combine(
     parts: Parts,
     weight_decay: float,
     target_step: int | None = None,
+    other: OtherOptions | None = None,
 ) -> dict[str, FloatArray]:
     """Return the geometry of `steps`, each quantity of shape (step,) or (step, layer)."""
     # `projected` holds the results of `project` for the `chunks` of `needed_windows`. Step
-    # `target_step` starts at x*.
+    # `target_step` starts at x*. With `other` options, errors are those of another recording.
     by_window, memory, handed = [], None, None
     epochs = run.stored.epochs
     # Values are not finite where training diverged; the quantities are NaN there.
     with np.errstate(invalid="ignore"), one_blas_thread():
         for window, whole in needed_windows(run, steps).items():
             gathered = gather(run, window, whole, chunks, projected)
-            measured = measure(run, window, whole, gathered, parts)
+            measured = measure(run, window, whole, gathered, parts, other)
             constrained = _constrained(run, measured, parts, memory)
             memory = constrained.memory if constrained else None
             first = max(steps.start, whole.start) - whole.start
@@ -163,7 +165,7 @@ def _quantities(
     product = Estimate(
         known_product + combined.displacement.value, combined.displacement.stderr
     )
-    if run.spec.is_packed and not run.spec.float64:
+    if measured.is_packed and not run.spec.float64:
         # Float32 rounds in the same way in neighbouring steps: weighing estimates does not help.
         least = add(rounding(a_sq, a_sq, fit, parts))
         product = product._replace(stderr=np.hypot(product.stderr, np.sqrt(least)))

@@ -49,7 +49,7 @@ again the anchors since the last keyframe before it."""
 RESULT_VALUES: Final = 1 << 20
 """Largest number of steps times layers in a chunk of the result."""
 
-ESTIMATOR: Final = 5
+ESTIMATOR: Final = 6
 """Version of the estimator, incremented when results change."""
 
 SOURCE: Final = (
