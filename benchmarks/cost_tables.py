@@ -211,3 +211,34 @@ def large_workloads_table(results: dict[str, Any]) -> str:
     threads = f"{results['threads']} threads"
     lines = [f"| {results['workload']}, {shape}, {threads} | |", "|---|---|"]
     return "\n".join([*lines, *(f"| {n} | {value} |" for n, value in cells.items())])
+
+
+def explorer_table(results: dict[str, Any]) -> str:
+    """Return the table of sizes and times of explorer pages."""
+    lines = [
+        "| page | steps | layers | size | written in | whole command | opened in | errors in the console |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results.items():
+        cells = [
+            name,
+            f"{row['steps']:,}",
+            str(row["layers"]),
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['seconds to write']:.1f} s",
+            f"{row['seconds of the command']:.1f} s",
+            f"{row['seconds to open']:.1f} s",
+            str(row["complaints and requests"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def trackers_table(results: dict[str, Any]) -> str:
+    """Return the table of the time of steps with trackers."""
+    lines = ["| reports | time of a step | quartiles |", "|---|---|---|"]
+    for name, ratio in results["ratio"].items():
+        low, high = results["quartiles"][name]
+        steps = "every step" if name == "every 1" else f"{name} steps"
+        lines.append(f"| {steps} | {ratio:.3f} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)

@@ -141,15 +141,14 @@ def measure(
     )
     variance, squares = parts.sum(variance, 1), projected.products**2
     is_packed, code_variance = run.spec.is_packed, sketch.code_variance
-    numbers = sketch.numbers
     if other is not None:
         squares = np.maximum(squares - variance, 0)
         variance = parts.sum(other.variance(energies), 1)
         is_packed, code_variance = other.is_packed, other.sketch.code_variance
-        numbers = other.sketch.numbers
     if is_packed:
         # The error of the code is orthogonal to the gradient.
         variance = np.maximum(variance - code_variance * squares, 0)
+        numbers = (sketch if other is None else other.sketch).numbers
         variance += scale_variance(numbers) * squares
         if not run.spec.float64:
             vectors = tables["grad_sq"], tables["displacement_sq"]

@@ -20,8 +20,8 @@ FloatArray = npt.NDArray[np.floating[Any]]
 COMPILED_FROM: Final = 1 << 28
 """Elements of all windows from which on a compiled loop is worth its import."""
 
-FINE_BITS: Final = 16
-"""Bits per number of sketches as precise as float32."""
+FINE_BITS: Final = 8
+"""Bits per number of sketches whose products are nearly as precise as those of float32."""
 
 CANCELLING: Final = 16
 """A displacement from a past anchor is not used where it is this many times shorter than a step of
@@ -73,9 +73,11 @@ def window_products(
 
 
 def vector_dtype(run: Run) -> npt.DTypeLike:
-    """Return the type of vectors that are multiplied with sketches."""
-    # The error of 16 bits is that of float32, which would be the same in many steps.
-    return np.float64 if run.spec.bits_per_number == FINE_BITS else np.float32
+    """Return the type of vectors that are multiplied with each other and with sketches."""
+    # Rounding in float32 is the same in all steps of a window, and grows where vectors of the basis
+    # nearly cancel. The errors of other sketches are far larger.
+    is_fine = run.spec.bits_per_number >= FINE_BITS or run.spec.float64
+    return np.float64 if run.spec.is_packed and is_fine else np.float32
 
 
 def add_products(vectors: FloatArray, start: int, stop: int, total: FloatArray) -> None:
