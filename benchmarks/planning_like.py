@@ -141,7 +141,7 @@ def main(
         for name, training in NEW_TRAININGS.items():
             results[name] = compare(training, keep / name.replace(" ", "-"))
             Console().print({name: results[name]})
-    save_results(results, out)
+            save_results(results, out)
 
 
 if __name__ == "__main__":

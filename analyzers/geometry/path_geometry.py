@@ -21,6 +21,8 @@ from analyzers._engine.arrays.geometry import (
     USES_SUM,
 )
 from analyzers._engine.labels import describe, layer_names, step_coordinates
+from analyzers._engine.on_path import on_path
+from analyzers._engine.optimizers import OPTIMIZER, optimizer_text
 from analyzers._engine.rules import has_rule
 from analyzers._engine.slices import slices
 from analyzers._engine.tables import check_basis
@@ -126,7 +128,8 @@ def path_geometry(
         an int for the stored anchor at the start of that epoch, another
         run or the path of its store for its last iterate, or a mapping from parameter names to
         arrays or CPU tensors, in which other keys are ignored, or the path of a ``.npz``, ``.pt``
-        or ``.pth`` file with such a mapping.
+        or ``.pth`` file with such a mapping. Arrays and other runs are
+        recognised if they are an iterate of this run: ``attrs["reference_note"]`` names its step.
     layers : bool, default: False
         Measure each layer (parameter tensor) separately. All variables then have the
         dimension ``layer``, and g, x and x* consist of the elements of the layer.
@@ -257,6 +260,7 @@ def plan_geometry(
         "n_steps": run.n_steps,
         **_epochs(run, target),
         **_errors_of_steps(run),
+        **_optimizer(run),
         "window_sums": _window_sums(run),
         "direction": direction,
         "computed_from": computed_from(run, target, direction, layers=layers),
@@ -282,6 +286,12 @@ def _epochs(run: Run, target: Target) -> dict[str, int]:
         # Steps after a target inside the run lead away from it.
         found |= {"reference_step": step, "reference_epoch": int(steps.epochs[step])}
     return found
+
+
+def _optimizer(run: Run) -> dict[str, str]:
+    """Return the name of the optimizer and its settings, if they are known."""
+    text = optimizer_text(run)
+    return {OPTIMIZER: text} if text else {}
 
 
 def _errors_of_steps(run: Run) -> dict[str, Any]:
@@ -362,6 +372,8 @@ def analysis_target(run: Run, reference: TargetLike) -> Target:
     if problem := nonfinite_target(run, target):
         warnings.warn(problem, stacklevel=5)
         target = replace(target, is_reported=True)
+    else:
+        target = on_path(run, target)
     if target.values is None:
         return target
     return replace(target, read=write_vector_file(target.values), values=None)

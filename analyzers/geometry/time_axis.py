@@ -55,6 +55,16 @@ def by_time(
     return plain.assign_coords(epoch=("step", first)), "step"
 
 
+def middles_of(steps: xr.Dataset, time: str) -> npt.NDArray[Any]:
+    """Return the places on an axis of the groups that `by_time` makes, (epoch,)."""
+    labels, codes = np.unique(steps["epoch"].values, return_inverse=True)
+    if time == "epoch":
+        return labels
+    numbers = steps["step"].values if "step" in steps.coords else np.arange(len(codes))
+    found: npt.NDArray[Any] = np.bincount(codes, numbers) / np.bincount(codes)
+    return found
+
+
 def edges_of(means: xr.Dataset) -> Any:
     """Return where epochs or ranges of steps start and stop on an axis, (2, epoch)."""
     if time_of(means) == "epoch":

@@ -68,6 +68,8 @@ class Times(NamedTuple):
     # and nothing is known without windows: ``slope * x + offset``.
     slope: float
     offset: float
+    # Variance of an epoch mean from the rounded ends of windows, relative to windows of one epoch.
+    ends: float
 
 
 def times_of(lengths: npt.NDArray[np.int64], *, n_steps: int, mean_of: int) -> Times:
@@ -86,7 +88,11 @@ def times_of(lengths: npt.NDArray[np.int64], *, n_steps: int, mean_of: int) -> T
     is_longer = epochs > 1
     slope = np.where(is_longer, 1 / epochs, np.sqrt(epochs))
     offset = np.where(is_longer, 1 - 1 / epochs, 0)
-    return Times(window, mean_of, float(share @ slope), float(share @ offset))
+    # The variance of the rounding of a window's ends is proportional to its length. Of longer windows
+    # an epoch has its share; of shorter ones only the ends of the epoch count.
+    ends = np.minimum(epochs, 1 / epochs)
+    sums = (float(share @ values) for values in (slope, offset, ends))
+    return Times(window, mean_of, *sums)
 
 
 def scaled_step(like: Recorded, spec: RunSpec, own: Times, planned: Times) -> float:
@@ -124,6 +130,10 @@ def _mean_variance(like: Recorded, spec: RunSpec, own: Times, times: Times) -> f
     if like.optimizer != "adaptive" or spec.window_folds > 0:
         least = mean_of_signs(like.optimizer) ** 2
         left = _left(left, own, times, least=min(least, left))
+    of_signs *= left / times.mean_of
+    if like.optimizer != "adaptive":
+        ends = max(0.0, both.mean**2 - signs.mean**2)
+        return of_signs + ends * times.ends / own.ends
     distance = both.step**2 - signs.step**2
     shared = 0.0
     if distance > 0:
@@ -131,7 +141,7 @@ def _mean_variance(like: Recorded, spec: RunSpec, own: Times, times: Times) -> f
     if spec.displacement_sum:
         most = max(mean_distance_alone(), shared)
         shared = _left(shared, own, times, most=most)
-    return of_signs * left / times.mean_of + of_distance * shared**2
+    return of_signs + of_distance * shared**2
 
 
 def _step_variances(

@@ -16,6 +16,7 @@ from trajstore.planning.measured import (
     DECAYED_END_RATIOS,
     END_ERROR_RATIOS,
     MEASURED_RUNS,
+    RUN_SPREAD,
 )
 from trajstore.planning.parts import PARTS
 from trajstore.sketch.fold import Fold
@@ -76,6 +77,51 @@ def test_parts_equal_the_measured_ones(name: str):
     assert parts.optimizer == measured.pop("optimizer")
     found = {field: getattr(parts, field) for field in measured}
     assert found == pytest.approx(measured, rel=6e-3)
+
+
+BITS = ("default", "2^17", "2^18", "2^19", "2^20")
+
+COMPARED = [
+    (name, result[option])
+    for name, result in results("planning_like").items()
+    for option in BITS
+]
+"""Errors of recordings of trainings that no constant was fitted to, with several numbers of signs."""
+
+
+def test_nine_of_ten_errors_of_another_run_are_within_the_stated_factor():
+    logs = [
+        abs(np.log(errors["other"][part][1] / errors["same"][part][1]))
+        for _, errors in COMPARED
+        for part in ("step", "mean")
+    ]
+    assert np.exp(np.quantile(logs, 0.9)) == pytest.approx(RUN_SPREAD, rel=0.05)
+
+
+def test_errors_planned_from_the_same_run_are_within_15_percent():
+    """Steps of all trainings, and means of all but one in which epochs share windows."""
+    ratios = {
+        part: np.array(
+            [errors["same"][part][1] / errors[part] for _, errors in COMPARED]
+        )
+        for part in ("step", "mean")
+    }
+    assert np.abs(np.log(ratios["step"])).max() < np.log(1.05)
+    outside = np.abs(np.log(ratios["mean"])) > np.log(1.15)
+    assert {
+        name for (name, _), is_out in zip(COMPARED, outside, strict=True) if is_out
+    } == {"autoencoder"}
+    assert outside.sum() == 1
+
+
+@pytest.mark.parametrize(("part", "share"), [("step", 0.8), ("mean", 0.7)])
+def test_ranges_without_a_run_hold_most_errors(part: str, share: float):
+    inside = [
+        errors["none"][part][0] <= errors[part] <= errors["none"][part][2]
+        for name, errors in COMPARED
+        if name != "tiny perceptron"
+    ]
+    assert np.mean(inside) > share
 
 
 @pytest.mark.parametrize("basis", [0, 1])

@@ -33,11 +33,15 @@ class Given:
 
 
 def plan_like(
-    errors: Given, every: int | None = None, optimizer: Optimizer = "sgd", n: int = 2000
+    errors: Given,
+    every: int | None = None,
+    optimizer: Optimizer = "sgd",
+    n: int = 2000,
+    own: int = 20,
 ) -> Plan:
-    """Return a plan from a run of 100 epochs with windows of one epoch."""
+    """Return a plan from a run of 100 epochs of 20 steps, with windows of one epoch."""
     options: dict[str, Any] = {"steps_per_epoch": 20, "optimizer": optimizer}
-    spec = plan_recording(LAYOUT, n_steps=2000, reference_every=20, **options).spec
+    spec = plan_recording(LAYOUT, n_steps=2000, reference_every=own, **options).spec
     like = Recorded(spec=spec, rate="constant", optimizer=optimizer, errors=errors)
     return plan_recording(
         LAYOUT, n_steps=n, reference_every=every or 20, like=like, **options
@@ -99,6 +103,26 @@ def test_means_are_scaled_by_what_sums_of_windows_leave(every: int):
     plan = plan_like(Given(1e-3, 0), every, optimizer="adaptive")
     plan = replace(plan, spec=replace(plan.spec, window_folds=0))
     assert left(plan) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("every", [10, 40, 80])
+def test_an_epoch_has_its_share_of_the_rounding_of_the_ends_of_windows(every: int):
+    """Errors of the ends of windows, interpolated within them, with a variance like their length."""
+    starts = np.arange(0, 81, every)
+    errors = np.sqrt(every) * np.eye(len(starts))
+    path = np.array([np.interp([0, 20], starts, error) for error in errors])
+    change = np.square(path[:, 1] - path[:, 0]).sum()
+    found = plan_like(Given(0, 1e-3), every).stderr(mean_of=20).typical / 1e-3
+    # Windows at both ends of the run are shorter.
+    assert found**2 == pytest.approx(change / (2 * 20), rel=0.12)
+
+
+def test_a_run_with_other_windows_tells_what_windows_of_an_epoch_leave():
+    # Windows of ten steps, and of two epochs, of a run in which a window of one epoch leaves 0.2.
+    for own in (10, 40):
+        plan = plan_like(Given(1e-3, 0, left_in_mean(0.2, own / 20)), 20, own=own)
+        ratio = plan.stderr(mean_of=20).typical / plan.stderr().typical
+        assert ratio**2 * 20 == pytest.approx(0.2, rel=0.1)
 
 
 def test_times_count_the_windows_of_the_middle():
