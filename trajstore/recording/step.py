@@ -66,7 +66,7 @@ class StepRecorder:
         self._manual = ManualSteps(tracker, session.spec, start, self._settle_last, at)
         self._still = StillBlocks()
         self._closures = ClosureSteps(
-            session.optimizers, lambda: tracker.parameters, start, at
+            session.optimizers, lambda: tracker.parameters, start, at, self.complete
         )
         self.before_evaluation = self._closures.before_evaluation
         self.after_evaluation = self._closures.after_evaluation
