@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from numcodecs.abc import Codec
-from numcodecs.registry import register_codec
+from numcodecs.abc import Codec  # type: ignore[import-untyped]
+from numcodecs.registry import register_codec  # type: ignore[import-untyped]
 
 import analyzers
 import trajstore
