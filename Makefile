@@ -78,6 +78,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/first_recording.py
 	$(BIN)/python benchmarks/small_steps.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/process_memory.py
 	$(BIN)/python benchmarks/stalls.py
 	$(BIN)/python benchmarks/analysis.py
 	$(BIN)/python benchmarks/alpha_beta.py

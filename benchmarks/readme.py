@@ -13,6 +13,7 @@ from calibration_tables import (
     gains_table,
 )
 from cost_tables import (
+    explorer_table,
     fewer_bytes_table,
     first_recording_table,
     large_workloads_table,
@@ -22,6 +23,7 @@ from cost_tables import (
     rank_table,
     scale_table,
     small_steps_table,
+    trackers_table,
 )
 from excess_table import excess_table
 from installation_tables import installations_table
@@ -345,37 +347,6 @@ def public_codes_table(results: dict[str, Any]) -> str:
             f"{code['sd_z']:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def explorer_table(results: dict[str, Any]) -> str:
-    """Return the table of sizes and times of explorer pages."""
-    lines = [
-        "| page | steps | layers | size | written in | whole command | opened in | errors in the console |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in results.items():
-        cells = [
-            name,
-            f"{row['steps']:,}",
-            str(row["layers"]),
-            f"{row['bytes'] / 1e6:.1f} MB",
-            f"{row['seconds to write']:.1f} s",
-            f"{row['seconds of the command']:.1f} s",
-            f"{row['seconds to open']:.1f} s",
-            str(row["complaints and requests"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def trackers_table(results: dict[str, Any]) -> str:
-    """Return the table of the time of steps with trackers."""
-    lines = ["| reports | time of a step | quartiles |", "|---|---|---|"]
-    for name, ratio in results["ratio"].items():
-        low, high = results["quartiles"][name]
-        steps = "every step" if name == "every 1" else f"{name} steps"
-        lines.append(f"| {steps} | {ratio:.3f} | {low:.3f} to {high:.3f} |")
     return "\n".join(lines)
 
 

@@ -10,6 +10,8 @@ from analyzers._engine.arrays.geometry import (
     COVARIANCE,
     DISTANCE_LIMIT,
     QUANTITIES,
+    ROUNDED_TIMES,
+    ROUNDING_FLOOR,
     USES_SUM,
     Estimate,
     Quantity,
@@ -188,8 +190,14 @@ def _quantities(
         where=product.stderr > 0,
     )
     found = without_target(quantities(sampled, to_target), at)
+    # Rounding is shared by all steps, as errors of the distance nearly are.
+    floor = ROUNDING_FLOOR[run.spec.float64]
+    length_error = np.hypot(to_target.stderr, floor * to_target.value)
     values = geometry(
-        found, combined.products.stderr, to_target.stderr, slope * combined.covariance
+        found, combined.products.stderr, length_error, slope * combined.covariance
+    )
+    values["lolr_stderr"] = np.hypot(
+        values["lolr_stderr"], floor * np.abs(values["lolr"])
     )
     model = _error_model(measured, total, constrained, combined)
     on_end = None if constrained is None else constrained.on_end
@@ -305,6 +313,9 @@ def _covariances(
     is_left_out = is_left_out[:, None] & OF_INVERSE_DISTANCE[:, None]
     both = np.stack([by_product, by_displacement])
     both[~np.isfinite(both) | is_left_out] = 0
+    sizes = [ROUNDED_TIMES.get(q, 1) * np.abs(found[q].value) for q in QUANTITIES]
+    floors = ROUNDING_FLOOR[run.spec.float64] * np.stack(sizes, 1)
+    floors[~np.isfinite(floors) | is_left_out] = 0
     epochs = run.stored.epochs[measured.steps]
     total, after = np.zeros_like(by_product), None
     now = measured.displacement.stderr[0] ** 2
@@ -313,6 +324,9 @@ def _covariances(
         of_product, of_displacement = both if is_in.all() else np.where(is_in, both, 0)
         sums = row_sums(model, of_product, of_displacement)
         total += covariance_with_sum(model, of_product, of_displacement, sums)
+        # Rounding of a window's vectors is the same in all of its steps.
+        rounded = np.where(is_in, floors, 0)
+        total += rounded * rounded.sum(0)
         if sums is None or model.posterior is None or on_end is None:
             continue
         if before is not None and before.epoch == epoch:

@@ -29,6 +29,9 @@ from trajstore.sketch.displacement_sum import middle
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
+SINGLE_ROUNDING: Final = 2.0**-24
+"""Largest relative rounding error of a number in float32."""
+
 WINDOW_VALUES: Final = 1 << 24
 """Largest number of probes and table values of a window that is analysed as a whole."""
 
@@ -145,7 +148,11 @@ def measure(
     if is_packed:
         # The error of the code is orthogonal to the gradient.
         variance = np.maximum(variance - code_variance * squares, 0)
-        variance += rounding(tables["grad_sq"], tables["displacement_sq"], fit, parts)
+        numbers = (sketch if other is None else other.sketch).numbers
+        variance += scale_variance(numbers) * squares
+        if not run.spec.float64:
+            vectors = tables["grad_sq"], tables["displacement_sq"]
+            variance += rounding(*vectors, fit, parts)
     products = Estimate(projected.products, np.sqrt(variance))
     start, stop = (
         int(run.windows.variables[n].values[window]) for n in ("start", "stop")
@@ -175,7 +182,9 @@ def measure(
         if is_packed:
             # Rounding errors of the vectors are the same in every step.
             squares = tables["displacement_sq"]
-            rounded = np.sqrt(rounding(squares, squares, fit, parts)).sum(0)
+            rounded = np.sqrt(rounding_of_displacements(run, squares, fit, parts)).sum(
+                0
+            )
             stderr = np.hypot(stderr, rounded)
         displacements = Estimate(value + at_end, stderr)
     measured = _with_displacements(
@@ -325,7 +334,7 @@ def _with_displacements(
             collisions=collisions,
         )
     if run.spec.is_packed:
-        rounded = rounding(squares, squares, fit, parts)
+        rounded = rounding_of_displacements(run, squares, fit, parts)
         estimate, by_probes = (
             Estimate(value, np.hypot(stderr, np.sqrt(rounded)))
             for value, stderr in (estimate, by_probes)
@@ -346,6 +355,21 @@ def _with_displacements(
         residual_sq=v_sq,
         probed=whole,
     )
+
+
+def scale_variance(numbers: int) -> float:
+    """Return the variance that rounding a sketch's scale adds, relative to the squared product."""
+    # The scale is a number of float32, and so are the sums or the levels that it is computed from.
+    return SINGLE_ROUNDING**2 * (2 / 3 + 20 / numbers)
+
+
+def rounding_of_displacements(
+    run: Run, a_sq: FloatArray, fit: Fit, parts: Parts
+) -> FloatArray:
+    """Return the variance that rounding adds to products of displacements with x - x*, (row, part)."""
+    # In recordings in float64 only probes, and displacements at the ends of windows, are float32.
+    variance = rounding(a_sq, a_sq, fit, parts)
+    return variance / 16 if run.spec.float64 else variance
 
 
 def rounding(

@@ -115,15 +115,16 @@ def extras_of(kind: str, torch: str) -> tuple[str, ...]:
 def record(kind: str, extras: str, python: str, versions: dict[str, str]) -> None:
     """Add an installation to the results, in place of an older one of the same kind."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    key = {
+    key: dict[str, object] = {
         "kind": kind,
-        "extras": extras,
         "python": python,
         "system": f"{platform.system()} {platform.machine()}",
-        "with_torch": "torch" in versions,
     }
+    found = {"extras": extras, "with_torch": "torch" in versions}
+    if kind == "extras":
+        key |= found
     rows = [row for row in rows if any(row[k] != v for k, v in key.items())]
-    rows.append({**key, "versions": versions})
+    rows.append({**key, **found, "versions": versions})
     rows.sort(key=lambda row: (KINDS.index(row["kind"]), row["extras"], row["python"]))
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -24,6 +24,7 @@ from trajstore.planning.measured import (
     END_ERROR_RATIOS,
     Optimizer,
 )
+from trajstore.planning.process import PROCESS_MEMORY
 from trajstore.planning.search import best_plan, with_longer_windows
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -285,6 +286,7 @@ def _document(plan: Plan) -> dict[str, Any]:
         "memory": round(plan.memory),
         "memory_on_accelerator": round(plan.memory_with_parameters),
         "memory_of_host": round(plan.memory_of_host),
+        "memory_of_process": PROCESS_MEMORY,
         "stderr_of_step": plan.stderr()._asdict(),
         "stderr_of_epoch": (
             plan.stderr(mean_of=spec.steps_per_epoch)._asdict()
@@ -389,7 +391,7 @@ def _memory(plan: Plan) -> str:
     return (
         f"{_bytes(plan.memory)} with parameters on a CPU{size}; on an accelerator "
         f"{_bytes(plan.memory_with_parameters)}, and up to {_bytes(plan.memory_of_host)} on its "
-        "host"
+        f"host; and about {_bytes(PROCESS_MEMORY)} once for the process, for libraries and compiled loops"
     )
 
 

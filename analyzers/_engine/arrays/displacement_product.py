@@ -104,6 +104,9 @@ def displacement_product(
     advance = along * np.sqrt(_ratio(a_rest.sq, f_rest.sq))
     aside_probes = a_rest.probes - advance[:, None] * f_rest.probes
     aside = np.sqrt(np.maximum(a_rest.sq - advance**2 * f_rest.sq, 0))
+    if collisions is not None:
+        # The regression on the basis leaves v slightly oblique to the basis.
+        f_dot_v = float(f_dot_v - f_on_basis @ v.on_basis)
     share = _ratio(f_dot_v, f_rest.sq)
     v_probes = v.probes - share * f_rest.probes
     v_aside = np.sqrt(np.maximum(v.sq - share**2 * f_rest.sq, 0))
@@ -142,8 +145,7 @@ def displacement_product(
     stderr = np.sqrt(forms.variance() + rounded)
     value = advance * f_dot_v + aside * v_aside * cosine
     if collisions is not None:
-        # The regression on the basis leaves v slightly oblique to the basis.
-        value += (a_on_basis - advance[:, None] * f_on_basis) @ v.on_basis
+        value += a_on_basis @ v.on_basis
     return Product(
         Estimate(value, stderr),
         a_on_basis,
