@@ -66,7 +66,8 @@ def test_compiled_sums_equal_those_of_numpy(
         assert_equal(fast[window].products, expected.products)
         for field, values in expected.sums._asdict().items():
             assert_equal(getattr(fast[window].sums, field), values)
-    assert any((fast[c].products != plain[c].products).any() for c in plain)
+    energies = (fast[c].sums.energy != plain[c].sums.energy for c in plain)
+    assert any(differ.any() for differ in energies)
     assert any(np.isfinite(p.sums.displacement_sum).all() for p in plain.values())
     assert any(np.isfinite(p.sums.window_sum).all() for p in plain.values())
 

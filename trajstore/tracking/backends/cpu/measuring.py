@@ -95,7 +95,8 @@ BEFORE: Final = {
     "past": int64[
         :, ::1
     ],  # (2, code): addresses of codes and scales, see `past_anchors`
-    "sums": _SUMS,  # (part, layer, column): overwritten with the products
+    # (part, layer, column): overwritten with the products; other columns are set to 0
+    "sums": _SUMS,
     "columns": _INTEGERS,  # (product,): columns of `PRODUCTS` in `sums`
     # (2, basis): columns of `BASIS_PRODUCTS` in `sums`
     "basis_columns": int64[:, ::1],
@@ -118,7 +119,11 @@ BEFORE: Final = {
     # (part, layer, column): overwritten with products of the last step's update, which leads to
     # the parameters; not measured if there are no layers
     "update_sums": _SUMS,
-    "update_columns": _INTEGERS,  # (product,): columns of `UPDATES` in `update_sums`
+    # (product,): columns of `UPDATES` in `update_sums`, which are neighbours
+    "update_columns": _INTEGERS,
+    # (layer,), or empty: this column of the `update_sums` of the only part is added to it
+    "energy": float64[::1],
+    "energy_column": int64,
     "buffers": _ROWS,  # (part, `BLOCK`): memory for one block; overwritten
 }
 """Arguments of `measure_before`, and their types."""
@@ -180,6 +185,8 @@ def measure_before(part: int, arguments: int) -> None:
         squares,
         update_sums,
         update_columns,
+        energy,
+        energy_column,
         buffers,
     ) = _before_at(arguments)
     size, buckets = rows.shape[1], folds.shape[2]
@@ -188,7 +195,9 @@ def measure_before(part: int, arguments: int) -> None:
     n_sums, n_window_folds = sums.shape[1] * n_columns, window_folds.shape[1]
     n_update_sums = update_sums.shape[1] * n_update_columns
     erase(sums, part * n_sums, n_sums)
-    erase(update_sums, part * n_update_sums, n_update_sums)
+    for layer in range(update_sums.shape[1]):
+        place = part * n_update_sums + layer * n_update_columns
+        erase(update_sums, place + at(update_columns, 0), 2)
     erase(folds, 3 * part * buckets, filled)
     erase(folds, (3 * part + 1) * buckets, filled)
     # The third fold is rotated later, which fills all its buckets, so clear all of them.
@@ -289,6 +298,10 @@ def measure_before(part: int, arguments: int) -> None:
                 fold_vector(gradient, signs, at(window_signs, row) * weight, total)
             start += n
             folded += n
+    for layer in range(len(energy)):
+        # As resuming finds it in the store.
+        square = at(update_sums, layer * n_update_columns + energy_column)
+        add_to(energy, layer, np.float64(np.float32(square)))
 
 
 @compiled_for_parts
