@@ -91,8 +91,13 @@ def times_of(lengths: npt.NDArray[np.int64], *, n_steps: int, mean_of: int) -> T
     # The variance of the rounding of a window's ends is proportional to its length. Of longer windows
     # an epoch has its share; of shorter ones only the ends of the epoch count.
     ends = np.minimum(epochs, 1 / epochs)
-    sums = (float(share @ values) for values in (slope, offset, ends))
-    return Times(window, mean_of, *sums)
+    return Times(
+        window,
+        mean_of,
+        slope=float(share @ slope),
+        offset=float(share @ offset),
+        ends=float(share @ ends),
+    )
 
 
 def scaled_step(like: Recorded, spec: RunSpec, own: Times, planned: Times) -> float:
