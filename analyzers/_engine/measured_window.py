@@ -281,7 +281,7 @@ def _with_displacements(
     stored = {name: run.stored.rows(name, steps) for name in PROBES}
     probes = decode_displacements(stored)
     # Only errors of packed sketches are so small that rounding counts.
-    of_probes = np.zeros((len(probes), 1))
+    of_probes: FloatArray = np.zeros((len(probes), 1))
     if run.spec.is_packed:
         of_probes = probe_rounding(stored)
     anchors = run.windows.variables["probes"].values

@@ -66,7 +66,7 @@ def probe_rounding(stored: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
     units = np.abs(stored["displacement_probes"])
     scales = stored["probe_scales"][:, 1:].astype(np.float64)
     with np.errstate(invalid="ignore"):
-        places = np.spacing(units).astype(np.float64)
+        places: FloatArray = np.spacing(units).astype(np.float64)
         places[units == 1] = 0
         places *= scales
         np.square(places, out=places)

@@ -13,7 +13,8 @@ MEMORY: Final = {
 }
 """Settings that let the C library of a worker keep freed memory for the next array. By
 default Dask makes the C library return freed memory to the system, and getting new pages
-then takes a third of the computing time."""
+then takes a third of the computing time. Vectors of large networks live as long as a task, and are
+returned: what is kept of them would not fit the next task."""
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def _displacement_sums(
     share: float,
     folded: float,
     coded: float,
-) -> tuple[float, float]:
+) -> tuple[np.float32, np.float32]:
     product, variance = np.float32(0), np.float32(0)
     for i in range(len(values)):
         own = share * (advance[i] * advance[i])
@@ -114,7 +114,7 @@ def _energy_sums(
     uneven: Floats,
     fold: Floats,
     weights: Floats,
-) -> tuple[float, float, float, float]:
+) -> tuple[np.float32, np.float32, np.float32, np.float32]:
     energy, extra = np.float32(0), np.float32(0)
     product, variance = np.float32(0), np.float32(0)
     for i in range(len(values)):

@@ -81,7 +81,7 @@ def displacement_products(
     """Return products of a part of a vector with the sum of displacements, and their variances."""
     del part
     probes, width = run.stored.probes, matrix.shape[1]
-    result = no_product(run, is_known=True)
+    result = np.asarray(no_product(run, is_known=True), np.float64)
     for layer, i, columns in pieces:
         row = rows.start + i
         compiled_residual.add_displacement_sums(
@@ -90,9 +90,9 @@ def displacement_products(
             known.total[columns],
             known.by_bucket[columns],
             known.folded[i * width + columns.start : i * width + columns.stop],
-            known.share,
+            float(known.share),
             FOLD_VARIANCE,
-            known.coded,
+            float(known.coded),
             probes.row_signs[row],
             result,
             layer,
