@@ -1,12 +1,14 @@
 """The update of a step is measured together with the next step, or before it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+
+from torch import optim
 
 from tests.trajstore.recording.regression import SMALL, regression
 from trajstore.reading.run import Run, open_run
@@ -23,6 +25,7 @@ def record(
     *,
     has_closure: bool = False,
     make: Any = None,
+    skipped: int | None = None,
     **options: Any,
 ) -> Run:
     """Record some steps, and call a function of the recorder after each of them."""
@@ -35,6 +38,8 @@ def record(
         for step in range(N_STEPS):
 
             def closure(step: int = step) -> Any:
+                if step == skipped:
+                    return None
                 training.optimizer.zero_grad()
                 loss = training.loss(step)
                 loss.backward()
@@ -78,11 +83,15 @@ def test_updates_are_measured_together_with_the_next_step(
     assert len(numbers) == run.n_windows < N_STEPS
 
 
-class Wanderer(torch.optim.SGD):
+class Wanderer(optim.SGD):
     """Evaluates its closure only at other parameters in some steps."""
 
     def step(self, closure: Any = None) -> Any:
-        parameters, n = self.param_groups[0]["params"], self.state.setdefault("n", [0])
+        parameters, state = (
+            self.param_groups[0]["params"],
+            cast("dict[str, Any]", self.state),
+        )
+        n = state.setdefault("n", [0])
         n[0] += 1
         moved = parameters if n[0] in {4, 6} else []
         for p in moved:
@@ -101,6 +110,26 @@ def test_a_closure_at_another_place_costs_one_update_at_most(tmp_path: Path):
     lost = np.flatnonzero(np.isnan(open_run(path).steps.update_norm)).tolist()
     # Steps 3 and 5 have no known displacement, and only step 2 was measured too late.
     assert lost == [2, 3, 5]
+
+
+def test_a_closure_without_a_gradient_costs_no_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    numbers = []
+    whole = Tracker.after_step
+
+    def count(self: Tracker, row: Any) -> None:
+        numbers.append(1)
+        whole(self, row)
+
+    monkeypatch.setattr(Tracker, "after_step", count)
+    path = tmp_path / "run"
+    with pytest.warns(UserWarning, match="gradient of step 3 is not known"):
+        record(path, has_closure=True, skipped=3)
+    steps = open_run(path).steps
+    assert np.flatnonzero(np.isnan(steps.update_norm)).tolist() == [3]
+    # Those of steps 2 and 3, after which copies are made, and of the last step.
+    assert len(numbers) == 3
 
 
 @pytest.mark.parametrize("is_late", [True, False], ids=["after", "before"])
