@@ -106,7 +106,10 @@ class StepRecorder:
         """Begin a step whose gradient a closure makes."""
         if self._gradient_is_taken:
             self._watch.check_point(optimizer)
-        self._settle_last()
+        # The first evaluation measures the last update, too, if it makes the gradient.
+        is_later = self._closures.start_at_x_k and self._session.is_alone
+        if not (is_later and self._watch.holds_same()):
+            self._settle_last()
         self._closures.begin(self.position.step)
 
     def before_evaluation(self) -> None:
@@ -139,6 +142,9 @@ class StepRecorder:
         tracker = self._session.tracker
         if self._gradient_is_taken:
             return
+        if copies is None:
+            # The parameters with which the step began are lost.
+            self.complete(is_known=False)
         at = nullcontext() if copies is None else tracker.at(copies.parameters)
         known = [None] * len(tracker.parameters) if gradients is None else gradients
         with at:

@@ -4,6 +4,9 @@ An optimizer may evaluate its closure at any points and any number of times, as 
 sharpness-aware optimizers do. The gradient of a step belongs to x_k, the parameters that the step
 begins with. It is made by an evaluation there, or after such an evaluation returned, or before the
 step. Where x_k may be left before its gradient is known, the parameters and gradients are copied.
+
+Most optimizers evaluate their closure at x_k before anything else. The update that led to x_k is then
+measured together with the gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,26 +36,38 @@ class ClosureSteps:
         self._copies: StartCopies | None = None
         # Whether the last step needed copies, and so the next step may.
         self._needs_copies = True
+        # Marks of the last step's tensors.
+        self._marks: tuple[Sequence[Tensor | None], Marks] | None = None
+        # Whether the first evaluation of the last step made its gradient, at x_k; None once such a
+        # step was followed by another one.
+        self._is_found_first: bool | None = False
         self.is_open = False
         """Whether a step with a closure is being taken."""
-        # Gradients at the end of the last step with a closure, and the number of the next step.
+        # Gradients at the end of the last step that needed copies, and the number of the next step.
         self._end = GradientVersions(optimizers), 0
+
+    @property
+    def start_at_x_k(self) -> bool:
+        """Whether the first evaluation of the next step is expected to make its gradient."""
+        return self._is_found_first is True and not self._needs_copies
 
     def begin(self, step: int) -> None:
         """Begin a step with a closure."""
         parameters = self._tensors()
-        marks = Marks(parameters)
+        if self._marks is None or self._marks[0] is not parameters:
+            self._marks = parameters, Marks(parameters)
+        marks = self._marks[1]
         self._start = marks, marks.read()
         self._copies = StartCopies(parameters) if self._needs_copies else None
         self.is_open, self._is_found, self._needs_copies = True, False, False
-        self._n_evaluations = 0
+        self._n_evaluations, self._step, self._is_first = 0, step, False
         # Whether the gradient at x_k is expected: an evaluation there has made none so far.
         self._is_due = False
-        self._gradients = GradientVersions(self._optimizers)
         # Whether the gradients that the step finds were made after the step before.
         left, following = self._end
-        self._is_fresh = step == following and not self._same(left)
-        self._end = left, step + 1
+        self._is_fresh = (
+            self._copies is not None and step == following and not self._same(left)
+        )
 
     def before_evaluation(self) -> None:
         """Note the gradients before the closure is called."""
@@ -70,6 +85,8 @@ class ClosureSteps:
             return
         self._begin()
         self._is_found, self._is_due = True, False
+        if self._n_evaluations == 1:
+            self._is_first = True
 
     def end(self) -> bool:
         """End the step; return whether its gradient is known."""
@@ -84,7 +101,12 @@ class ClosureSteps:
                 self._is_found = True
             else:
                 self._measure(copies, None)
-        self._end = GradientVersions(self._optimizers), self._end[1]
+        if self._needs_copies:
+            self._end = GradientVersions(self._optimizers), self._step + 1
+        if self._is_found_first is not None:
+            # An optimizer that changes its ways may leave x_k before anything is measured there.
+            has_changed = self._is_found_first and not self._is_first
+            self._is_found_first = None if has_changed else self._is_first
         return self._is_found
 
     def _take_late_gradient(self) -> None:

@@ -162,13 +162,17 @@ class LoopWatch:
                 "without a journal.",
             )
 
-    def follow(self) -> None:
-        """Follow the tensors that the optimizers hold now."""
+    def holds_same(self) -> bool:
+        """Whether the optimizers hold the tensors that are followed."""
         ids: list[int] = []
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 ids += map(id, group["params"])
-        if ids == self.held.ids:
+        return ids == self.held.ids
+
+    def follow(self) -> None:
+        """Follow the tensors that the optimizers hold now."""
+        if self.holds_same():
             return
         change = self.held.change()
         if change is None:

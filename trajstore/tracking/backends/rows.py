@@ -14,6 +14,8 @@ class Row(dict[str, Tensor]):
 
     arrays: Arrays | None = None
     """The same tensors as arrays; None if they are not in the memory of the CPU."""
+    address = 0
+    """Address of the array `tables`, row-major; 0 if there are no arrays."""
 
 
 def rows_of(measured: Mapping[str, Tensor]) -> list[Row]:
@@ -25,6 +27,7 @@ def rows_of(measured: Mapping[str, Tensor]) -> list[Row]:
         arrays = [t.numpy() for t in measured.values()]
         for i, row in enumerate(rows):
             row.arrays = {n: a[i, ...] for n, a in zip(measured, arrays, strict=True)}
+            row.address = row.arrays["tables"].ctypes.data
     return rows
 
 
@@ -33,3 +36,8 @@ def arrays_of(row: Mapping[str, Tensor]) -> Arrays:
     if isinstance(row, Row) and row.arrays is not None:
         return row.arrays
     return {name: tensor.numpy() for name, tensor in row.items()}
+
+
+def address_of_tables(row: Mapping[str, Tensor]) -> int:
+    """Return the address of `tables` of a row in the memory of the CPU."""
+    return getattr(row, "address", 0) or row["tables"].data_ptr()

@@ -56,6 +56,10 @@ class Arguments:
         # The kernel reads the array later.
         self._arrays[name] = value
 
+    def move(self, name: str, address: int) -> None:
+        """Let an array begin at another address; the caller keeps the memory there."""
+        self._words[self._kinds[name].place] = address
+
 
 class _Kind(NamedTuple):
     """Place and kind of an argument; integers have no dimensions."""

@@ -15,16 +15,18 @@ from trajstore.sketch.signs import Role
 from trajstore.sketch.vector_forms import are_compact
 from trajstore.tracking.backends.cpu import measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
-from trajstore.tracking.backends.cpu.arguments import Arguments
-from trajstore.tracking.backends.cpu.compiling import compile_waiting, on_threads
+from trajstore.tracking.backends.cpu.compiling import compile_waiting
 from trajstore.tracking.backends.cpu.folding import WORD, folding_of, no_folding
-from trajstore.tracking.backends.cpu.kernels import Kernels, kernel_columns
-from trajstore.tracking.backends.cpu.ranges import bounds_of, ranges_of
+from trajstore.tracking.backends.cpu.kernels import (
+    NO_ENERGY,
+    kernel_columns,
+    prepared_kernels,
+)
+from trajstore.tracking.backends.cpu.ranges import ranges_of
 from trajstore.tracking.backends.cpu.vectors import CompactVectors, FloatVectors
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import GRADIENT, LastStep
-from trajstore.tracking.backends.rows import Arrays, arrays_of
-from trajstore.tracking.backends.threads import preserve_torch_threads
+from trajstore.tracking.backends.rows import Arrays, address_of_tables, arrays_of
 from trajstore.tracking.local_tensors import LocalTensors
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
@@ -41,8 +43,6 @@ STEP_SIGNS: Final = int(Role.STEP)
 """`Role.STEP` as an int, because Numba needs 25 microseconds to convert an enumeration member."""
 
 CPU: Final = torch.device("cpu")
-
-NO_ENERGY: Final = np.zeros(0)
 
 compile_waiting()
 
@@ -102,71 +102,23 @@ class CPUBackend:
         self._is_lent = False  # whether a caller has written the last gradient
         self._checks = np.zeros((0, 0), np.int64)
         self._energy: tuple[Tensor | None, Doubles] = None, NO_ENERGY
-        self._kernels = self._prepare_kernels(n_parts)
-        self._given: tuple[Any, ...] = None, None, None
-        self._unfinished: _Unfinished | None = None
-
-    def _prepare_kernels(self, n_parts: int) -> Kernels:
-        """Return the kernels with arguments that stay the same in many steps."""
-        layers, columns, folding = len(self._spec.names), self._columns, self._folding
-        no_addresses, gradients = np.zeros((2, len(self._local.layout.names)), np.int64)
-        sums = np.zeros((n_parts, layers, columns.n_before))
-        no_sums = np.zeros((n_parts, 0, columns.n_after))
-        bounds = bounds_of(self._ranges, n_parts)
-        shared: dict[str, Any] = {
-            "bounds": bounds,
-            "parameters": no_addresses,
-            "ranges": self._ranges,
-            **self._vectors.arguments,
-        }
-        before = Arguments(
-            self._vectors.before_types,
-            **shared,
-            gradients=gradients,
-            past=self._past.addresses,
-            sums=sums,
-            columns=columns.products,
-            basis_columns=columns.basis,
-            width=folding.width,
-            filled=folding.filled,
-            sketch_columns=folding.probe_columns,
-            probe_columns=folding.probe_columns,
-            probe_signs=folding.probe_rows,
-            row_signs=folding.row_signs,
-            weights=np.ones(layers, np.float32),
-            folds=folding.folds,
-            window_signs=np.zeros(0, np.float32),
+        # Whether the kernel writes sums to the tables of rows, where nothing is left to add up.
+        self._is_direct = self._is_whole and n_parts == 1 and spec.scaled
+        self._kernels = prepared_kernels(
+            spec,
+            self._folding,
+            n_parts,
+            n_tensors=len(self._local.layout.names),
+            is_direct=self._is_direct,
+            ranges=self._ranges,
+            vectors=self._vectors,
+            past=past.addresses,
             window_folds=self._sums[0],
             energies=self._sums[1],
             squares=self._squares,
-            update_sums=no_sums,
-            update_columns=columns.updates,
-            **self._vectors.arguments_before,
         )
-        after = Arguments(
-            self._vectors.after_types,
-            **shared | {"bounds": np.zeros_like(bounds)},
-            sums=np.zeros((n_parts, layers, columns.n_after)),
-            columns=columns.updates,
-            checks=np.zeros((n_parts, layers), np.int64),
-        )
-        measure_before, measure_after = self._vectors.kernels
-        run_after = on_threads(n_parts, measure_after)
-        if n_parts > 1:
-            # Start threads, and compile what they need, before the first step: without blocks.
-            with preserve_torch_threads():
-                run_after(after.address)
-        after.set("bounds", bounds)
-        return Kernels(
-            on_threads(n_parts, measure_before),
-            run_after,
-            before,
-            after,
-            gradients,
-            sums,
-            update_sums=np.zeros((n_parts, layers, columns.n_after)),
-            no_sums=no_sums,
-        )
+        self._given: tuple[Any, ...] = (None,) * 4
+        self._unfinished: _Unfinished | None = None
 
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
         """Follow other tensors of the same shapes from now on."""
@@ -215,15 +167,21 @@ class CPUBackend:
         run = self._kernels
         update_sums = run.no_sums if last is None else run.update_sums
         # What the kernel does not reach, because of Ctrl-C, is not known.
-        update_sums.fill(np.nan)
+        if not self._is_direct:
+            update_sums.fill(np.nan)
+        elif last is not None:
+            self._updates_of(last).fill(np.nan)
         try:
             if self._unfinished is not None:
                 self.finish()
             if folding.sketch is not None:
                 signs = folding.step_signs
                 sketching.draw_signs(self._spec.seed, STEP_SIGNS, number, signs)
-            self._run_before(gradients, parameters, update_sums)
-            measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
+            if self._is_direct:
+                self._run_on_rows(gradients, parameters, row, last)
+            else:
+                self._run_before(gradients, parameters, update_sums, NO_ENERGY)
+                measuring.add_up(run.sums, columns.before, wide, 0, NO_ENERGY)
             self._write_probes(arrays)
             if not self._is_whole:
                 self._add_ranks(wide, update_sums, row, last)
@@ -231,10 +189,12 @@ class CPUBackend:
             if not self._is_whole:
                 # What other ranks have measured is not known.
                 update_sums.fill(np.nan)
+            if self._is_direct and last is not None:
+                self._add_energy(last)
             raise
         finally:
             # Also after Ctrl-C during the kernel, which has replaced the displacement.
-            if last is not None and self._unfinished is None:
+            if last is not None and self._unfinished is None and not self._is_direct:
                 self._add_update(update_sums, last)
         if self._unfinished is not None:
             return
@@ -318,24 +278,45 @@ class CPUBackend:
         sketching.rotate(numbers, filled, signs, *folding.blocks)
         folding.code(numbers, arrays["signs"], arrays["scales"])
 
+    def _run_on_rows(
+        self,
+        gradients: Integers,
+        parameters: Integers,
+        row: Mapping[str, Tensor],
+        last: LastStep | None,
+    ) -> None:
+        """Run the kernel, which writes its sums to the tables of the row and of the last row."""
+        run = self._kernels
+        run.before_arguments.move("sums", address_of_tables(row))
+        if last is None:
+            self._run_before(gradients, parameters, run.no_sums, NO_ENERGY)
+            return
+        energy = self._energy_of(last)
+        self._run_before(gradients, parameters, run.update_sums, energy, last)
+
     def _run_before(
-        self, gradients: Integers, parameters: Integers, update_sums: Doubles
+        self,
+        gradients: Integers,
+        parameters: Integers,
+        update_sums: Doubles,
+        energy: Doubles,
+        last: LastStep | None = None,  # whose row holds `update_sums`, if it is given
     ) -> None:
         """Run the kernel for gradients and parameters at these addresses."""
+        run = self._kernels
+        arguments = run.before_arguments
         # Other tensors hold the gradients of every step; the array of addresses stays the same.
-        self._kernels.gradients[:] = gradients
-        given = parameters, self._past.addresses, update_sums
+        run.gradients[:] = gradients
+        given = parameters, self._past.addresses, update_sums, energy
         if not all(map(is_, given, self._given)):
-            self._give(*given)
-        self._kernels.before(self._kernels.before_arguments.address)
-
-    def _give(self, parameters: Integers, past: Integers, update_sums: Doubles) -> None:
-        """Replace arguments of the kernel that rarely change."""
-        arguments = self._kernels.before_arguments
-        arguments.set("parameters", parameters)
-        arguments.set("past", past)
-        arguments.set("update_sums", update_sums)
-        self._given = parameters, past, update_sums
+            # These rarely change.
+            names = "parameters", "past", "update_sums", "energy"
+            for name, value in zip(names, given, strict=True):
+                arguments.set(name, value)
+            self._given = given
+        if last is not None:
+            arguments.move("update_sums", address_of_tables(last.row))
+        run.before(arguments.address)
 
     def after_step(self, last: LastStep) -> None:
         """Measure the update of a step before the next step is measured."""
@@ -426,6 +407,19 @@ class CPUBackend:
         measuring.add_up(sums, columns.after, wide, columns.grad_sq, energy)
         if wide is not tables:
             tables[:] = wide
+
+    def _updates_of(self, last: LastStep) -> Doubles:
+        """View the products of an update in the row of its step, (layer, product)."""
+        tables = (getattr(last.row, "arrays", None) or arrays_of(last.row))["tables"]
+        first = self._columns.after
+        return tables[:, first : first + self._columns.n_after]
+
+    def _add_energy(self, last: LastStep) -> None:
+        """Add |g|^2 of the last step to the energy, unless the kernel has done so."""
+        # It has also measured the update, and training has ended if that is not a number.
+        if np.isnan(self._updates_of(last)).all():
+            sums = np.full((1, *self._updates_of(last).shape), np.nan)
+            self._add_update(sums, last)
 
     def _energy_of(self, last: LastStep) -> Doubles:
         """Return the energy as an array, which is the same in all steps of a tracker."""

@@ -26,6 +26,7 @@ from trajstore.tracking.backends.cpu.compiling import (
 from trajstore.tracking.backends.cpu.measuring import (
     AFTER,
     BEFORE,
+    add_energy,
     erase_results,
     measure_range,
 )
@@ -52,15 +53,16 @@ Doubles = npt.NDArray[np.float64]
 Words = npt.NDArray[np.int32]
 Integers = npt.NDArray[np.int64]
 
-N_RANGE_FACTS: Final = 4
-"""Columns of `facts`: the scales of both vectors, and the results of `compact_words.errors`."""
+N_RANGE_FACTS: Final = 5
+"""Columns of `facts`: the scales of both vectors, the results of `compact_words.errors`, and the factor
+of products with the last gradient."""
 
 _COMPACT: Final = {
     "words": int32[::1],  # (word,): the vectors of every range, where `places` says
     # (range,): first word of the range; -1 - place if it is not compact and has two words for each element: the
     # gradient in float32, and `BLOCK` words later the displacement
     "places": int64[::1],
-    "facts": float64[:, ::1],  # (range, 4): see above
+    "facts": float64[:, ::1],  # (range, 5): see above
     "buffers": float32[
         :, ::1
     ],  # (4 parts, `BLOCK`): memory for four blocks; overwritten
@@ -133,6 +135,8 @@ def measure_before(part: int, arguments: int) -> None:
         squares,
         update_sums,
         update_columns,
+        energy,
+        energy_column,
         buffers,
         words,
         places,
@@ -140,7 +144,7 @@ def measure_before(part: int, arguments: int) -> None:
     ) = _before_at(arguments)
     n_parts, n_update_columns = sums.shape[0], update_sums.shape[2]
     n_update_sums = update_sums.shape[1] * n_update_columns
-    erase_results(part, filled, sums, update_sums, folds)
+    erase_results(part, filled, sums, update_sums, update_columns, folds)
     # The first buffers are those of `measure_range`.
     buffer = n_parts + 3 * part
     for i in range(at(bounds, part), at(bounds, part + 1)):
@@ -165,6 +169,7 @@ def measure_before(part: int, arguments: int) -> None:
             parameter,
             anchor,
             gradient,
+            at(facts, N_RANGE_FACTS * i + 4),
             displacement,
             gradients,
             past,
@@ -186,7 +191,7 @@ def measure_before(part: int, arguments: int) -> None:
         )
         if place >= 0:
             rounded = part_of(buffers, BLOCK * (buffer + 2), n)
-            of_gradient, of_displacement = pack(
+            of_gradient, of_displacement, factor = pack(
                 gradient, displacement, part_of(words, place, n), rounded
             )
             e_e, e_a = errors(parameter, anchor, rounded)
@@ -194,6 +199,8 @@ def measure_before(part: int, arguments: int) -> None:
             facts[i, 1] = of_displacement
             facts[i, 2] = e_e
             facts[i, 3] = e_a
+            facts[i, 4] = factor
+    add_energy(energy, energy_column, update_sums)
 
 
 @compiled_for_parts_when_needed
@@ -280,8 +287,9 @@ def read_vector(
             e_e, e_a = errors(parameter, r, displacement)
             if e_e == facts[i, 2] and e_a == facts[i, 3]:
                 subtract(parameter, r, displacement)
+        factor = np.float32(facts[i, 4])
         for k in range(n):
-            out[start + k] = gradient[k] if which == 0 else displacement[k]
+            out[start + k] = factor * gradient[k] if which == 0 else displacement[k]
 
 
 @compiled_when_called(*_VECTORS, int64[:, ::1], float32[:, ::1], int64, float32[::1])
@@ -307,10 +315,12 @@ def write_vector(
             continue
         # Packing what was read from words gives the same words, or others that are read alike.
         rounded, zeros = part_of(buffers, 2 * BLOCK, n), part_of(buffers, 3 * BLOCK, n)
-        of_gradient, of_displacement = pack(
+        of_gradient, of_displacement, factor = pack(
             gradient, displacement, part_of(words, place, n), rounded
         )
         facts[i, 0], facts[i, 1] = of_gradient, of_displacement
-        if which == 1:
+        if which == 0:
+            facts[i, 4] = factor
+        else:
             erase(buffers, 3 * BLOCK, n)
             facts[i, 2], facts[i, 3] = errors(displacement, zeros, rounded)

@@ -3,7 +3,8 @@
 The lower `GRADIENT_BITS` bits of a word are the gradient, the upper ones the displacement, as integers
 times a power of two for each range of elements. A displacement x - r that is read again differs from
 the exact one by e; <e, e> and <e, x - r - e> are kept, so that products with the update lack no more
-than its product with e.
+than its product with e. Products with the last gradient are multiplied by a factor that makes them
+right for the gradient itself: what two almost equal gradients differ by is not lost in rounding.
 """
 
 from typing import Any, Final
@@ -14,7 +15,11 @@ from llvmlite import ir
 from numba import float32, int32
 from numba.extending import intrinsic
 
-from trajstore.tracking.backends.cpu.block_loops import update_products
+from trajstore.tracking.backends.cpu.block_loops import (
+    LEAST_CAREFREE,
+    MOST_CAREFREE,
+    update_products,
+)
 from trajstore.tracking.backends.cpu.compiling import inlined, loop
 
 Floats = npt.NDArray[np.float32]
@@ -163,17 +168,22 @@ def _pack_words(
     displacement: Floats,
     gradient_factor: np.float32,
     displacement_factor: np.float32,
+    gradient_scale: np.float32,
     displacement_scale: np.float32,
     words: Words,
     rounded: Floats,
-) -> None:
+) -> tuple[np.float32, np.float32]:
     """Write vectors as words, and the displacement as it will be read."""
+    # Returns |g|^2 and the product of the gradient with what will be read.
+    square = product = np.float32(0)
     for i in range(len(words)):
-        word = _word_of(
-            gradient[i] * gradient_factor, displacement[i] * displacement_factor
-        )
+        g = gradient[i]
+        word = _word_of(g * gradient_factor, displacement[i] * displacement_factor)
         words[i] = word
         rounded[i] = _displacement_of(word) * displacement_scale
+        square += g * g
+        product += g * (_gradient_of(word) * gradient_scale)
+    return square, product
 
 
 @loop
@@ -182,23 +192,29 @@ def pack(
     displacement: Floats,
     words: Words,
     rounded: Floats,
-) -> tuple[np.float32, np.float32]:
-    """Write the vectors of a range, and return their scales."""
+) -> tuple[np.float32, np.float32, np.float64]:
+    """Write the vectors of a range; return their scales, and the factor of products with the gradient."""
     # `rounded` is overwritten with the displacement as it will be read.
     of_gradient, of_displacement = _magnitudes(gradient, displacement)
     gradient_exponent = _exponent(of_gradient, GRADIENT_BITS)
     displacement_exponent = _exponent(of_displacement, DISPLACEMENT_BITS)
+    gradient_scale = _power_of_two(gradient_exponent)
     displacement_scale = _power_of_two(displacement_exponent)
-    _pack_words(
+    square, product = _pack_words(
         gradient,
         displacement,
         _power_of_two(_reciprocal(gradient_exponent)),
         _power_of_two(_reciprocal(displacement_exponent)),
+        gradient_scale,
         displacement_scale,
         words,
         rounded,
     )
-    return _power_of_two(gradient_exponent), displacement_scale
+    factor = np.float64(1)
+    # Otherwise, the squares may have lost their digits.
+    if product > LEAST_CAREFREE and square < MOST_CAREFREE:
+        factor = np.float64(square) / np.float64(product)
+    return gradient_scale, displacement_scale, factor
 
 
 @inlined

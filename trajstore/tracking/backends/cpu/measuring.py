@@ -18,7 +18,9 @@ from trajstore.format.layout import BLOCK
 from trajstore.sketch.fold import SHIFT
 from trajstore.tracking.backends.cpu.arguments import arguments_at
 from trajstore.tracking.backends.cpu.block_loops import (
+    LEAST_CAREFREE,
     LEAST_SQUARE,
+    MOST_CAREFREE,
     add_decoded,
     fold_both,
     fold_vector,
@@ -72,10 +74,6 @@ UPDATES: Final = ("update_sq", "update_dot_displacement")
 BLOCK_BITS: Final = BLOCK.bit_length() - 1
 """Shifting an index by that many bits divides it by `BLOCK`."""
 
-LEAST_CAREFREE: Final = 1e-20
-MOST_CAREFREE: Final = 1e30
-"""Range of |g|^2 in a block whose products with the next gradient are computed in float32."""
-
 _FLOATS, _ROWS, _INTEGERS = float32[::1], float32[:, ::1], int64[::1]
 _SIGNS: Final = int8[::1]
 _SUMS, _FOLDS = float64[:, :, ::1], float32[:, :, ::1]
@@ -94,7 +92,8 @@ BEFORE: Final = {
     "past": int64[
         :, ::1
     ],  # (2, code): addresses of codes and scales, see `past_anchors`
-    "sums": _SUMS,  # (part, layer, column): overwritten with the products
+    # (part, layer, column): overwritten with the products; other columns are set to 0
+    "sums": _SUMS,
     "columns": _INTEGERS,  # (product,): columns of `PRODUCTS` in `sums`
     # (2, basis): columns of `BASIS_PRODUCTS` in `sums`
     "basis_columns": int64[:, ::1],
@@ -117,7 +116,11 @@ BEFORE: Final = {
     # (part, layer, column): overwritten with products of the last step's update, which leads to
     # the parameters; not measured if there are no layers
     "update_sums": _SUMS,
-    "update_columns": _INTEGERS,  # (product,): columns of `UPDATES` in `update_sums`
+    # (product,): columns of `UPDATES` in `update_sums`, which are neighbours
+    "update_columns": _INTEGERS,
+    # (layer,), or empty: this column of the `update_sums` of the only part is added to it
+    "energy": float64[::1],
+    "energy_column": int64,
     "buffers": _ROWS,  # (part, `BLOCK`): memory for one block; overwritten
 }
 """Arguments of `measure_before`, and their types."""
@@ -154,18 +157,32 @@ def held_squares(gradient: Floats, ranges: Integers) -> Floats:
 
 @inlined
 def erase_results(
-    part: int, filled: int, sums: Doubles, update_sums: Doubles, folds: Floats
+    part: int,
+    filled: int,
+    sums: Doubles,
+    update_sums: Doubles,
+    update_columns: Integers,
+    folds: Floats,
 ) -> None:
     """Set the sums and folds of a part to 0."""
     n_sums = sums.shape[1] * sums.shape[2]
-    n_update_sums = update_sums.shape[1] * update_sums.shape[2]
     erase(sums, part * n_sums, n_sums)
-    erase(update_sums, part * n_update_sums, n_update_sums)
+    for layer in range(update_sums.shape[1]):
+        place = (part * update_sums.shape[1] + layer) * update_sums.shape[2]
+        erase(update_sums, place + at(update_columns, 0), 2)
     buckets = folds.shape[2]
     erase(folds, 3 * part * buckets, filled)
     erase(folds, (3 * part + 1) * buckets, filled)
     # The third fold is rotated later, which fills all its buckets, so clear all of them.
     erase(folds, (3 * part + 2) * buckets, buckets)
+
+
+@inlined
+def add_energy(energy: Doubles, energy_column: int, update_sums: Doubles) -> None:
+    """Add |g|^2 of the last step to the energy, as resuming finds it in the store."""
+    for layer in range(len(energy)):
+        square = at(update_sums, layer * update_sums.shape[2] + energy_column)
+        add_to(energy, layer, np.float64(np.float32(square)))
 
 
 @inlined
@@ -176,6 +193,7 @@ def measure_range(
     parameter: Floats,
     anchor: Floats,
     gradient: Floats,  # the last gradient, replaced by the gradient
+    factor: np.float64,  # of products with the last gradient
     displacement: Floats,  # overwritten
     # As in `BEFORE`.
     gradients: Integers,
@@ -228,7 +246,7 @@ def measure_range(
             # After such a jump of the gradient, the product has lost its digits.
             is_lost = 0 < square * last_square < LEAST_SQUARE
             exact = np.float64(np.nan) if is_lost else np.float64(g_previous)
-        add_to(sums, place + at(columns, 0), exact)
+        add_to(sums, place + at(columns, 0), factor * exact)
         add_to(sums, place + at(columns, 1), square)
         add_to(sums, place + at(columns, 2), in_range(g_a, gradient, displacement))
     add_to(sums, place + at(columns, 3), in_range(a_a, displacement, displacement))
@@ -316,11 +334,13 @@ def measure_before(part: int, arguments: int) -> None:
         squares,
         update_sums,
         update_columns,
+        energy,
+        energy_column,
         buffers,
     ) = _before_at(arguments)
     size, n_update_columns = rows.shape[1], update_sums.shape[2]
     n_update_sums = update_sums.shape[1] * n_update_columns
-    erase_results(part, filled, sums, update_sums, folds)
+    erase_results(part, filled, sums, update_sums, update_columns, folds)
     for i in range(at(bounds, part), at(bounds, part + 1)):
         block = part_of(ranges, N_FACTS * i, N_FACTS)
         start, n = at(block, START), at(block, LENGTH)
@@ -341,6 +361,7 @@ def measure_before(part: int, arguments: int) -> None:
             parameter,
             anchor,
             gradient,
+            np.float64(1),
             displacement,
             gradients,
             past,
@@ -360,6 +381,7 @@ def measure_before(part: int, arguments: int) -> None:
             squares,
             buffers,
         )
+    add_energy(energy, energy_column, update_sums)
 
 
 @compiled_for_parts

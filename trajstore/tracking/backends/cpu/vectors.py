@@ -86,6 +86,7 @@ class CompactVectors:
         places = first_words[ranges[:, START] // BLOCK] + ranges[:, START] % BLOCK
         places = np.where(is_compact[ranges[:, LAYER]], places, -1 - places)
         facts = np.zeros((len(ranges), compact_measuring.N_RANGE_FACTS))
+        facts[:, -1] = 1
         self._words = words.numpy().view(np.int32), places.astype(np.int64), facts
         self._buffers = huge_zeros(4 * n_parts, BLOCK, device=device).numpy()
         self.rows = self.anchor.numpy()[None]

@@ -14,7 +14,6 @@ from tests.trajstore.recording.resumable import (
     N_STEPS,
     SMALL,
     Training,
-    assert_same_bits,
     contents,
     record,
 )
@@ -53,7 +52,7 @@ def packed(gradient: Any, displacement: Any) -> tuple[Any, Any, Any]:
     """Return words, scales and the rounded displacement of two vectors."""
     words = np.zeros(len(gradient), np.int32)
     rounded = np.zeros(len(gradient), np.float32)
-    scales = standalone(pack)(gradient, displacement, words, rounded)
+    *scales, _ = standalone(pack)(gradient, displacement, words, rounded)
     return words, scales, rounded
 
 
@@ -164,12 +163,46 @@ def test_products_are_wrong_by_the_rounding_of_one_vector(tmp_path: Path):
         assert (error.where(is_known) > 0).any(), name
 
 
-def test_a_resumed_recording_has_the_same_bits(tmp_path: Path):
+def test_a_resumed_recording_differs_in_one_product(tmp_path: Path):
     with compact():
         record(tmp_path / "whole")
         record(tmp_path / "run", range(16), tmp_path / "checkpoint")
         record(tmp_path / "run", range(16, N_STEPS), resume=tmp_path / "checkpoint")
-    assert_same_bits(open_run(tmp_path / "run"), open_run(tmp_path / "whole"))
+    whole, run = open_run(tmp_path / "whole"), open_run(tmp_path / "run")
+    expected, found = contents(whole), contents(run)
+    for name, values in expected.items():
+        if name != "tables":
+            np.testing.assert_array_equal(found[name], values, err_msg=name)
+    for name, values in whole.steps.drop_vars("wall_time").items():
+        same = np.ones(N_STEPS, bool)
+        if name == "grad_dot_previous":
+            # The factor of the product is computed from the rounded gradient.
+            same[16] = False
+            np.testing.assert_allclose(run.steps[name][16], values[16], rtol=1e-5)
+        np.testing.assert_array_equal(run.steps[name][same], values[same], err_msg=name)
+
+
+def test_the_difference_of_almost_equal_gradients_is_known():
+    generator = torch.Generator().manual_seed(0)
+    n, change = 1 << 15, 1e-2
+    first = torch.randn(n, generator=generator) * torch.rand(n, generator=generator)
+    second = first + change * torch.randn(n, generator=generator)
+    parameter = torch.zeros(n)
+    spec = spec_of({"a": (n,)})
+    with compact():
+        tracker = Tracker([parameter], Layout(spec.names, spec.shapes), spec)
+    tracker.start()
+    rows = tracker.allocate(2)
+    for step, parameter.grad in enumerate([first, second]):
+        tracker.before_step(step, {name: values[step] for name, values in rows.items()})
+    columns = table_columns(spec)
+    squares = rows["tables"][:, 0, columns["grad_sq"].start]
+    product = rows["tables"][1, 0, columns["grad_dot_previous"].start]
+    found = float(squares.sum() - 2 * product)
+    exact = float((second.double() - first.double()).square().sum())
+    # Float32 sums lose 1e-6 of |g|^2, 1 / 3 n; a product with a rounding error of 2^-11 would lose
+    # 2^-11 |g| of random sign, of which the change has 1 % here.
+    assert abs(found - exact) < 1e-2 * exact
 
 
 def test_pieces_give_the_same_anchors(tmp_path: Path):
