@@ -5,6 +5,7 @@ windows in a long run, and in a run of few epochs each epoch is cut into several
 """
 
 from dataclasses import replace
+from functools import lru_cache
 from math import ceil, prod
 from typing import Final, NamedTuple
 
@@ -126,6 +127,7 @@ def begins_window(
     )
 
 
+@lru_cache(maxsize=8)
 def _anchor_bytes_in_rows(spec: RunSpec) -> float:
     """Return the number of rows that take as many bytes as an anchor."""
     size = Layout(spec.names, spec.shapes).size

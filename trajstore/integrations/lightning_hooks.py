@@ -43,6 +43,8 @@ class LightningHooks:
         self._path = path
         self._log = tuple(log)
         self._indices = [optimizer] if isinstance(optimizer, int) else optimizer
+        # The trainer asks for this name before it calls each of the methods.
+        self._state_key = f"TrajectoryCallback{[*(self._indices or [0])]}"
         self._before_clipping = before_clipping
         self._options: dict[str, Any] = {**options}
         self._recorder: Recorder | None = None
@@ -69,7 +71,7 @@ class LightningHooks:
     @property
     def state_key(self) -> str:
         """Name of the state in checkpoints; the name contains the optimizers' indices."""
-        return f"TrajectoryCallback{[*(self._indices or [0])]}"
+        return self._state_key
 
     @tolerant
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -268,8 +270,11 @@ def _scaler(trainer: Any) -> Any:
 def _mean_loss(losses: Sequence[Tensor], trainer: Any) -> Tensor:
     """Average the losses of one step, without the factors that Lightning and the scaler apply."""
     n_batches: int = trainer.accumulate_grad_batches
-    loss = torch.stack(list(losses)).mean() * n_batches
-    scaler = _scaler(trainer)
+    loss = losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean()
+    if n_batches > 1:
+        loss = loss * n_batches
+    if (scaler := _scaler(trainer)) is None:
+        return loss
     # This waits for the device, as the scaler itself will do in this step.
-    scale: float = 1.0 if scaler is None else scaler.get_scale()
+    scale: float = scaler.get_scale()
     return loss / scale

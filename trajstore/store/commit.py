@@ -31,6 +31,7 @@ from trajstore.store.chunks import (
     naming_damage,
     whole_chunks,
 )
+from trajstore.store.encoding import encoded_chunk
 from trajstore.store.event_loop import EventLoop
 from trajstore.store.row_checks import RowChecks
 
@@ -294,13 +295,17 @@ class Committer:
                 await self._put(key, segment)
 
     async def _write(self, name: str, start: int, rows: PendingRows) -> None:
-        # If the shape ends with the new rows, Zarr does not read before it writes.
-        array = self._array(name, start + rows.shape[0], self._store)
-        # Write one chunk at a time; Zarr would otherwise hold copies of all chunks.
-        chunk = self._specs[name].chunk[:2]
-        for part in product(*map(_slices, rows.shape[:2], chunk)):
-            place = slice(start + part[0].start, start + part[0].stop)
-            await array.setitem((place, *part[1:]), rows.read(part))
+        # The rows begin with a chunk. One chunk at a time takes the memory of one.
+        spec = self._specs[name]
+        assert start % spec.chunk[0] == 0
+        first = (start, *[0] * (len(spec.chunk) - 1))
+        for part in product(*map(_slices, rows.shape[:2], spec.chunk)):
+            starts = [s.start for s in part] + [0] * (len(spec.chunk) - len(part))
+            numbers = np.add(first, starts) // spec.chunk
+            key = "/".join([name, "c", *map(str, numbers.tolist())])
+            values = rows.read(part)
+            if values.size:
+                await self._put(key, encoded_chunk(values, spec))
 
     async def _fill(self, name: str, columns: slice) -> None:
         """Fill new columns with NaN, in all rows before the last chunk."""

@@ -22,10 +22,14 @@ def record(
     between: Any = lambda _recorder: None,
     *,
     has_closure: bool = False,
+    make: Any = None,
     **options: Any,
 ) -> Run:
     """Record some steps, and call a function of the recorder after each of them."""
     training = regression()
+    if make is not None:
+        optimizer = make(training.model.parameters(), lr=0.1)
+        training = training._replace(optimizer=optimizer)
     arguments = SMALL | options
     with Recorder(path, training.model, training.optimizer, **arguments) as recorder:
         for step in range(N_STEPS):
@@ -91,35 +95,26 @@ class Wanderer(torch.optim.SGD):
 
 
 def test_a_closure_at_another_place_costs_one_update_at_most(tmp_path: Path):
-    training = regression()
-    optimizer = Wanderer(training.model.parameters(), lr=0.1)
     path = tmp_path / "run"
-    with (
-        pytest.warns(UserWarning, match="gradient of step 3 is not known"),
-        Recorder(path, training.model, optimizer, **SMALL),
-    ):
-        for step in range(N_STEPS):
-
-            def closure(step: int = step) -> Any:
-                optimizer.zero_grad()
-                loss = training.loss(step)
-                loss.backward()
-                return loss
-
-            optimizer.step(closure)
+    with pytest.warns(UserWarning, match="gradient of step 3 is not known"):
+        record(path, has_closure=True, make=Wanderer)
     lost = np.flatnonzero(np.isnan(open_run(path).steps.update_norm)).tolist()
     # Steps 3 and 5 have no known displacement, and only step 2 was measured too late.
     assert lost == [2, 3, 5]
 
 
+@pytest.mark.parametrize("is_late", [True, False], ids=["after", "before"])
 def test_an_update_is_known_after_an_interruption_in_the_next_step(
+    is_late: bool,
     tmp_path: Path,
 ):
+    """If the kernel has run; in both cases the gradient counts once."""
     training, path = regression(), tmp_path / "run"
     whole = measuring.measure_before
 
     def interrupted(*arguments: Any) -> None:
-        whole(*arguments)
+        if is_late:
+            whole(*arguments)
         raise KeyboardInterrupt("in a kernel")
 
     recorder = Recorder(path, training.model, training.optimizer, **SMALL)
@@ -127,7 +122,8 @@ def test_an_update_is_known_after_an_interruption_in_the_next_step(
     before = torch.nn.utils.parameters_to_vector(training.model.parameters()).detach()
     training.optimizer.step()
     after = torch.nn.utils.parameters_to_vector(training.model.parameters()).detach()
-    backend: Any = recorder._session.tracker._backend
+    tracker: Any = recorder._session.tracker
+    backend = tracker._backend
     backend._kernels = backend._kernels._replace(
         before=lambda *arguments: interrupted(0, *arguments)
     )
@@ -136,8 +132,10 @@ def test_an_update_is_known_after_an_interruption_in_the_next_step(
     recorder.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
     run = open_run(path)
     assert run.status == "failed"
-    expected = (after - before).norm().item()
+    expected = (after - before).norm().item() if is_late else np.nan
     np.testing.assert_allclose(run.steps.update_norm, [expected], rtol=1e-5)
+    energy = tracker._gradient_energy.sum().item()
+    np.testing.assert_allclose(energy, run.steps.grad_norm**2, rtol=1e-5)
 
 
 def test_an_update_is_known_if_the_next_gradient_cannot_be_read(tmp_path: Path):

@@ -54,6 +54,12 @@ def test_an_argument_can_be_replaced():
     assert found_by_kernel(given) == [2, 4, 2, 4, 3, 9, 6 + 10, 13 + 60]
 
 
+def test_an_array_can_begin_at_another_address():
+    given, other = arguments(), np.arange(6, 12, dtype=np.float32).reshape(2, 3)
+    given.move("matrix", other.ctypes.data)
+    assert found_by_kernel(given)[6] == 11 + 10 * 7
+
+
 def test_arguments_keep_their_arrays():
     given = arguments()
     for size in range(3, 40):
