@@ -65,8 +65,12 @@ kills: .venv/installed
 benchmarks: .venv/installed
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/expected_errors.py
+	$(BIN)/python benchmarks/bias.py
 	$(BIN)/python benchmarks/measurements.py
 	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python benchmarks/planning_ends.py
+	$(BIN)/python benchmarks/planning_parts.py
 	$(BIN)/python benchmarks/planning_like.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/checks.py
@@ -74,6 +78,7 @@ benchmarks: .venv/installed
 	$(BIN)/python benchmarks/first_recording.py
 	$(BIN)/python benchmarks/small_steps.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/process_memory.py
 	$(BIN)/python benchmarks/stalls.py
 	$(BIN)/python benchmarks/analysis.py
 	$(BIN)/python benchmarks/alpha_beta.py

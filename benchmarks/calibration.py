@@ -56,8 +56,10 @@ def record(
     directory: Path,
     advance: Callable[[], None],
     training_seed: int = 0,
+    first_seed: int = 0,
 ) -> tuple[Kept, dict[str, list[trajstore.Run]]]:
     """Train once under the recorders of all cases, and open their runs by case."""
+    numbers = range(first_seed, first_seed + seeds)
     loop = training.start(training_seed)
     options = {name: dict(case.recorder) for name, case in training.cases.items()}
     # Cases with the same options share their recordings.
@@ -78,7 +80,7 @@ def record(
             **option,
         }
         for i, (key, option) in enumerate(distinct.items())
-        for seed in range(seeds)
+        for seed in numbers
     }
     recorders = {key: trajstore.Recorder(**given) for key, given in arguments.items()}
 
@@ -109,9 +111,7 @@ def record(
     for recorder in recorders.values():
         recorder.close()
     runs = {
-        name: [
-            trajstore.open_run(arguments[key, seed]["path"]) for seed in range(seeds)
-        ]
+        name: [trajstore.open_run(arguments[key, seed]["path"]) for seed in numbers]
         for name, option in options.items()
         for key in [json.dumps(option, sort_keys=True)]
     }
@@ -227,11 +227,12 @@ def measure(
     directory: Path,
     phase: Callable[[str, int], Callable[[], None]],
     training_seed: int = 0,
+    first_seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Record and analyse one training run; return the results by case."""
     n_steps = training.total_steps
     advance = phase("recording", n_steps)
-    kept, runs = record(training, seeds, directory, advance, training_seed)
+    kept, runs = record(training, seeds, directory, advance, training_seed, first_seed)
     others = None
     if any(case.reference == "another run" for case in training.cases.values()):
         loop = training.start(training_seed + 1)

@@ -6,12 +6,22 @@ from typing import Any
 
 from calibration_report import (
     LARGEST_LAYER_Z,
+    LARGEST_T,
     LAYER_BAR,
     MEAN_BAR,
     SMALLEST_ERROR,
     STEP_BAR,
     rare_t,
 )
+from scipy.stats import t as student
+
+GAMMA_BARS = {"SGD": 0.3, "momentum": 0.55, "AdamW": 0.7}
+"""Largest errors of mean gamma of an epoch relative to the older version, by optimizer."""
+
+DISTANCE_BAR, SKETCH_BAR, BYTES_BAR = 0.3, 0.35, 1.05
+
+SMALL_PARAMETERS = 16_000
+"""Networks with fewer parameters have the bar of the sketch."""
 
 
 def calibration_table(results: dict[str, Any]) -> str:
@@ -106,6 +116,8 @@ def expected_errors_table(results: dict[str, dict[str, float]]) -> str:
         "end": "the same, end of a window",
         "gradients": "sum of gradients",
         "displacements": "sum of displacements",
+        "sums": "<x - r, v'> by the sums of SGD",
+        "means": "mean of <g, v'> of a window of SGD",
     }
     lines = [
         f"| training | {' | '.join(titles.values())} |",
@@ -114,6 +126,72 @@ def expected_errors_table(results: dict[str, dict[str, float]]) -> str:
     for name, found in results.items():
         cells = (f"{found[term]:.2f}" if term in found else "" for term in titles)
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def bias_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the table of mean errors, with one line per training."""
+    titles = (
+        "training",
+        "recorders",
+        "values of t",
+        "3 or more",
+        "expected by chance",
+        "largest",
+        "3 or more again",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, found in results.items():
+        values = [abs(value) for value in found["t"].values()]
+        chance = 2 * student.sf(LARGEST_T, found["seeds"] - 1) * len(values)
+        again = sum(
+            abs(value) >= LARGEST_T and value * found["t"][key] > 0
+            for key, value in found["repeated"].items()
+        )
+        cells = (
+            name,
+            f"{found['seeds']}",
+            f"{len(values)}",
+            f"{sum(value >= LARGEST_T for value in values)}",
+            f"{chance:.1f}",
+            f"{max(values):.1f}",
+            marked(f"{again}", is_inside=not again),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gains_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the table of errors relative to those of an older version, with one line per training."""
+    titles = (
+        "training",
+        "parameters",
+        "optimizer",
+        "bytes",
+        "gamma, epoch mean",
+        "distance, step",
+        "distance, epoch mean",
+        "sketch, step",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, found in results.items():
+        new, old, optimizer = found["new"], found["old"], found["optimizer"]
+        is_small = new["parameters"] < SMALL_PARAMETERS
+        is_sgd = optimizer in {"SGD", "momentum"}
+        bars = {
+            "bytes": BYTES_BAR,
+            "gamma, epoch mean": GAMMA_BARS[optimizer],
+            "distance, step": DISTANCE_BAR if is_sgd else math.inf,
+            "distance, epoch mean": DISTANCE_BAR if is_sgd else math.inf,
+            "sketch, step": SKETCH_BAR if is_small else math.inf,
+        }
+        ratios = {key: round(new[key] / old[key], 3) for key in bars}
+        cells = (
+            marked(f"{ratio:.2f}", is_inside=ratio <= bars[key])
+            for key, ratio in ratios.items()
+        )
+        of_run = f"{name} | {new['parameters']:,} | {optimizer}"
+        lines.append(f"| {of_run} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -80,7 +80,9 @@ TRAININGS: dict[str, Training] = {
     "mlp5k": Training(start=_mlp(58), cases=DEFAULT | _bits(17, 20)),
     "mlp13k": Training(start=_mlp(100), cases=DEFAULT | _bits(17, 18, 20)),
     "mlp82k": Training(start=_mlp(273), cases=DEFAULT | _bits(18, 20)),
-    "mlp300k": Training(start=_mlp(535), cases=DEFAULT | _bits(17, 20)),
+    "mlp300k": Training(
+        start=_mlp(535), cases=DEFAULT | _bits(17, 20), steps_per_epoch=15, epochs=8
+    ),
     "cnn": Training(
         start=partial(cnn, n_steps=300),
         cases=DEFAULT | {"length not given": Case(recorder={"total_steps": None})},

@@ -34,6 +34,9 @@ def overhead_table(results: dict[str, Any]) -> str:
         add(title, f"{hooks['hooks over step']:.3f}")
     peak = results["peak memory, float32 vectors"]
     add("peak additional memory, in float32 vectors of all parameters", f"{peak:.1f}")
+    process = json.loads((RESULTS / "process_memory.json").read_text())
+    once = f"{decimal(round(process['for recording']))}"
+    add("memory of a process that records, once: libraries and compiled loops", once)
     return "\n".join(lines)
 
 
@@ -159,6 +162,37 @@ def first_recording_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def small_steps_table(results: list[dict[str, Any]]) -> str:
+    """Return the table of the cost of recording small networks, with one line per case."""
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in results:
+        cases.setdefault(row["case"], []).append(row)
+    counts = [f"{row['threads']}" for row in next(iter(cases.values()))]
+    threads = [f"{n} thread{'s' if n != '1' else ''}" for n in counts]
+    measures = {
+        "time of a step": "step",
+        "processor time, main thread": "main thread",
+        "processor time, whole process": "whole process",
+    }
+    titles = [f"{title}, {n}" for title in measures for n in threads]
+    lines = [
+        f"| training | step, ms | {' | '.join(titles)} | disk per step |",
+        "|---" * (3 + len(titles)) + "|",
+    ]
+    for case, rows in cases.items():
+        first = rows[0]
+        named = case if case == first["net"] else f"{case}; {first['net']}"
+        ratios = [f"{row[name]:.3f}" for name in measures.values() for row in rows]
+        cells = [
+            f"{named}, {first['parameters']:,} parameters",
+            f"{first['ms a step']:.1f}",
+            *ratios,
+            decimal(round(1e3 * first["KB a step"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def large_workloads_table(results: dict[str, Any]) -> str:
     """Return the table of one large workload, with its plan."""
     memory = results["peak GB, recorded"] - results["peak GB, plain"]
@@ -177,3 +211,34 @@ def large_workloads_table(results: dict[str, Any]) -> str:
     threads = f"{results['threads']} threads"
     lines = [f"| {results['workload']}, {shape}, {threads} | |", "|---|---|"]
     return "\n".join([*lines, *(f"| {n} | {value} |" for n, value in cells.items())])
+
+
+def explorer_table(results: dict[str, Any]) -> str:
+    """Return the table of sizes and times of explorer pages."""
+    lines = [
+        "| page | steps | layers | size | written in | whole command | opened in | errors in the console |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in results.items():
+        cells = [
+            name,
+            f"{row['steps']:,}",
+            str(row["layers"]),
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['seconds to write']:.1f} s",
+            f"{row['seconds of the command']:.1f} s",
+            f"{row['seconds to open']:.1f} s",
+            str(row["complaints and requests"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def trackers_table(results: dict[str, Any]) -> str:
+    """Return the table of the time of steps with trackers."""
+    lines = ["| reports | time of a step | quartiles |", "|---|---|---|"]
+    for name, ratio in results["ratio"].items():
+        low, high = results["quartiles"][name]
+        steps = "every step" if name == "every 1" else f"{name} steps"
+        lines.append(f"| {steps} | {ratio:.3f} | {low:.3f} to {high:.3f} |")
+    return "\n".join(lines)

@@ -250,17 +250,11 @@ def constants(results: Mapping[str, Any]) -> str:
             basis: tuple(round(at["from signs"] / plain, 3) for at in found.values())
             for basis, found in sorted(by_basis.items())
         }
-        rest = {
-            basis: float(f"{found['1.000']['from distance']:.3g}")
-            for basis, found in sorted(by_basis.items())
-        }
         shares = tuple(float(f"{float(n) / run['epochs']:.3g}") for n in by_length)
         lines += [
             f'"{name}": MeasuredErrors(',
-            f"n_steps={run['steps']},",
-            f"epoch={1 / run['epochs']:.3g}, shares={shares},",
+            f"shares={shares},",
             f"ratios={{{', '.join(f'{b}: {r}' for b, r in ratios.items())}}},",
-            f"from_distance={{{', '.join(f'{b}: {r}' for b, r in rest.items())}}},",
             "),",
         ]
     return "\n".join([*lines, "}", '"""Measured by ``benchmarks/planning.py``."""'])

@@ -1,4 +1,4 @@
-"""Tables of the results of ``planning.py``, and of plans compared with ``calibration.py``."""
+"""Tables of the results of ``planning.py``, and of plans compared with recordings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,7 @@ from typing import Any
 from calibration_report import SMALLEST_ERROR
 
 from trajstore.format.layout import Layout
-from trajstore.planning.errors import ErrorRange
 from trajstore.planning.estimate import Plan, plan_recording
-
-HELD_OUT = ("mlp82k", "cnn", "transformer")
-"""Trainings that no constant of plans was fitted to."""
 
 
 def plain_error_of(run: Mapping[str, Any]) -> float:
@@ -62,34 +58,6 @@ def plan_of(result: Mapping[str, Any]) -> Plan:
     )
 
 
-def plans_table(results: Mapping[str, Any]) -> str:
-    """Return the table of planned and of actual errors of gamma."""
-    titles = (
-        "training",
-        "error of a step: plan",
-        "measured",
-        "error of an epoch mean: plan",
-        "measured",
-    )
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-
-    def shown(error: ErrorRange) -> str:
-        return f"{error.typical:.5f} ({error.low:.5f} to {error.high:.5f})"
-
-    for name in HELD_OUT:
-        result = results[name]
-        plan, measured = plan_of(result), result["quantities"]["gamma"]["middle"]
-        cells = [
-            f"{name}, {result['optimizer']}, {result['rate']} rate",
-            shown(plan.stderr()),
-            f"{measured['step']['error']:.5f}",
-            shown(plan.stderr(mean_of=result["steps per epoch"])),
-            f"{measured['mean']['error']:.5f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def signs_table(results: Mapping[str, Any]) -> str:
     """Return the table of errors by the number of signs, relative to the default number."""
     titles = ("training", "`sketch_bits`", "error / default error: plan", "measured")
@@ -117,19 +85,73 @@ def _numerator_error(result: Mapping[str, Any]) -> float:
     return error
 
 
-def like_table(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Return the table of errors that are planned from a recorded run, relative to measured ones."""
-    titles = ("recording", "error of a step", "planned / measured", "of an epoch mean")
-    lines = [
-        f"| {' | '.join((*titles, 'planned / measured'))} |",
-        "|---|---|---|---|---|",
-    ]
-    for name, recordings in results.items():
-        for options, errors in recordings.items():
-            step, mean = (errors[part] for part in ("step", "mean"))
-            ratios = errors["planned step"] / step, errors["planned mean"] / mean
-            cells = [f"{name}, {options}", f"{step:.2g}", f"{ratios[0]:.2f}"]
-            lines.append(
-                f"| {' | '.join([*cells, f'{mean:.2g}', f'{ratios[1]:.2f}'])} |"
-            )
+def ends_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of errors at the end of schedules that decay to 0."""
+    titles = (
+        "training under a cosine",
+        "parameters",
+        "error of an epoch mean, mid-run",
+        "last fifth of epochs / mid-run",
+        "error / standard error there",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, row in results.items():
+        shown = [f"{ratio:.1f}" for ratio in sorted(row["last fifth over mid-run"])]
+        cells = [
+            name,
+            f"{row['parameters']:,}",
+            f"{row['mid-run']:.2g}",
+            " to ".join(dict.fromkeys([shown[0], shown[-1]])),
+            f"{row['error over standard error']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+WINDOWS = {
+    "half": "windows of half an epoch",
+    "double": "windows of two epochs",
+    "p4096": "`probes=4096`",
+}
+
+
+def like_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of planned over measured errors by the number of signs."""
+    return _ratios(results, {"default": "65,536"} | _BITS)
+
+
+def windows_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of planned over measured errors by windows and probes."""
+    return _ratios(results, WINDOWS)
+
+
+_BITS = {f"2^{k}": f"{1 << k:,}" for k in (17, 18, 19, 20)}
+
+
+def _ratios(
+    results: Mapping[str, Mapping[str, Any]], options: Mapping[str, str]
+) -> str:
+    titles = ["training", "`sketch_bits`" if "default" in options else "recording"]
+    for part in ("a step", "an epoch mean"):
+        titles += [f"error of {part}", "same run", "another run", "no run"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, result in results.items():
+        before = None
+        for option, title in options.items():
+            errors = result[option]
+            if errors["step"] == before:
+                # More bits than a number can have change nothing.
+                continue
+            before = errors["step"]
+            cells = [f"{name}, {result['parameters']:,}", title]
+            for part in ("step", "mean"):
+                measured = errors[part]
+                cells.append(f"{measured:.2g}")
+                cells += [
+                    f"{errors[like][part][1] / measured:.2f}"
+                    for like in ("same", "other")
+                ]
+                low, typical, high = (e / measured for e in errors["none"][part])
+                cells.append(f"{typical:.2f} ({low:.2f} to {high:.2f})")
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -6,8 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibration_tables import calibration_table, expected_errors_table
+from calibration_tables import (
+    bias_table,
+    calibration_table,
+    expected_errors_table,
+    gains_table,
+)
 from cost_tables import (
+    explorer_table,
     fewer_bytes_table,
     first_recording_table,
     large_workloads_table,
@@ -16,10 +22,18 @@ from cost_tables import (
     per_step_table,
     rank_table,
     scale_table,
+    small_steps_table,
+    trackers_table,
 )
 from excess_table import excess_table
 from installation_tables import installations_table
-from planning_tables import like_table, planning_table, plans_table, signs_table
+from planning_tables import (
+    ends_table,
+    like_table,
+    planning_table,
+    signs_table,
+    windows_table,
+)
 
 from trajstore.format.run_spec import SKETCH_BITS
 
@@ -336,43 +350,13 @@ def public_codes_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def explorer_table(results: dict[str, Any]) -> str:
-    """Return the table of sizes and times of explorer pages."""
-    lines = [
-        "| page | steps | layers | size | written in | whole command | opened in | errors in the console |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in results.items():
-        cells = [
-            name,
-            f"{row['steps']:,}",
-            str(row["layers"]),
-            f"{row['bytes'] / 1e6:.1f} MB",
-            f"{row['seconds to write']:.1f} s",
-            f"{row['seconds of the command']:.1f} s",
-            f"{row['seconds to open']:.1f} s",
-            str(row["complaints and requests"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def trackers_table(results: dict[str, Any]) -> str:
-    """Return the table of the time of steps with trackers."""
-    lines = ["| reports | time of a step | quartiles |", "|---|---|---|"]
-    for name, ratio in results["ratio"].items():
-        low, high = results["quartiles"][name]
-        steps = "every step" if name == "every 1" else f"{name} steps"
-        lines.append(f"| {steps} | {ratio:.3f} | {low:.3f} to {high:.3f} |")
-    return "\n".join(lines)
-
-
 PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "README.md": {"numbers": numbers_table},
     "docs/accuracy.md": {"accuracy": accuracy_table},
     "docs/costs.md": {
         "overhead": overhead_table,
         "per_step": per_step_table,
+        "small_steps": small_steps_table,
         "first_recording": first_recording_table,
         "memory": memory_table,
         "ranks": rank_table,
@@ -389,12 +373,15 @@ PAGES: dict[str, dict[str, Callable[[Any], str]]] = {
     "docs/estimator.md": {
         "calibration": calibration_table,
         "expected_errors": expected_errors_table,
+        "bias": bias_table,
+        "gains": gains_table,
         "measurements": measurements_table,
     },
     "docs/planning.md": {
         "planning": planning_table,
-        "plans": plans_table,
+        "planning_ends": ends_table,
         "like": like_table,
+        "windows": windows_table,
         "signs": signs_table,
     },
     "docs/deep-linear.md": {
@@ -415,8 +402,8 @@ FILES = {
     "ranks": "memory",
     "numbers": "accuracy",
     "between_layers": "deep_linear",
-    "plans": "calibration",
     "like": "planning_like",
+    "windows": "planning_like",
     "signs": "calibration",
 }
 """Names of results files that differ from the names of their tables."""
@@ -427,6 +414,9 @@ def filled(page: str) -> str:
     text = (ROOT / page).read_text()
     for name, table in PAGES[page].items():
         results = RESULTS / f"{FILES.get(name, name)}.json"
+        if not results.exists():
+            # The page has an empty table until the benchmark has run.
+            continue
         lines = table(json.loads(results.read_text()))
         before, marker, rest = text.partition(f"<!-- {name} -->\n")
         text = before + marker + lines + "\n" + rest[rest.index("<!-- end -->") :]

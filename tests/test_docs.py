@@ -101,7 +101,7 @@ def test_snippets_of_the_page_on_comparing_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
 ):
     pytest.importorskip("torch")
-    optimizers = [f"{name}{i}" for name in ("adamw", "sgd") for i in range(3)]
+    optimizers = [f"{name}{i}" for name in ("adamw", "sgd", "noise") for i in range(3)]
     walks = [f"{name}-walk" for name in optimizers]
     for name in ("a", "b", "c", *optimizers, *walks):
         shutil.copytree(example_run, tmp_path / f"{name}.zarr")

@@ -73,3 +73,25 @@ def test_stated_errors_of_a_small_network_are_those_over_all_signs(
     assert set(found) == {"products", "probes", "start", "displacements"}
     for term in ("products", "probes", "start"):
         assert found[term] == pytest.approx(1, abs=0.12), term
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_errors_of_sums_of_windows_are_those_over_all_signs(
+    momentum: float, expected_errors: Any
+):
+    trainings, loops = (
+        sys.modules["calibration_trainings"],
+        sys.modules["calibration_loops"],
+    )
+    training = trainings.Training(
+        start=lambda seed: loops.perceptron(
+            seed, widths=(20, 40, 40, 5), lr=0.05, momentum=momentum
+        ),
+        cases=trainings.DEFAULT,
+        steps_per_epoch=20,
+        epochs=4,
+    )
+    case = trainings.Case(recorder={"sketch_bits": 4096})
+    found = expected_errors.measure(training, case)
+    for term in ("sums", "means"):
+        assert found[term] == pytest.approx(1, abs=0.12), term

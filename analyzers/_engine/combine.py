@@ -10,6 +10,8 @@ from analyzers._engine.arrays.geometry import (
     COVARIANCE,
     DISTANCE_LIMIT,
     QUANTITIES,
+    ROUNDED_TIMES,
+    ROUNDING_FLOOR,
     USES_SUM,
     Estimate,
     Quantity,
@@ -40,6 +42,7 @@ from analyzers._engine.measured_window import (
     needed_windows,
     rounding,
 )
+from analyzers._engine.other_options import OtherOptions
 from analyzers._engine.rules import Parts, has_rule, rule_of, steps_of_memory
 from analyzers._engine.vectors.project import Projected
 from analyzers._engine.window_constraint import (
@@ -87,17 +90,18 @@ def combine(
     parts: Parts,
     weight_decay: float,
     target_step: int | None = None,
+    other: OtherOptions | None = None,
 ) -> dict[str, FloatArray]:
     """Return the geometry of `steps`, each quantity of shape (step,) or (step, layer)."""
     # `projected` holds the results of `project` for the `chunks` of `needed_windows`. Step
-    # `target_step` starts at x*.
+    # `target_step` starts at x*. With `other` options, errors are those of another recording.
     by_window, memory, handed = [], None, None
     epochs = run.stored.epochs
     # Values are not finite where training diverged; the quantities are NaN there.
     with np.errstate(invalid="ignore"), one_blas_thread():
         for window, whole in needed_windows(run, steps).items():
             gathered = gather(run, window, whole, chunks, projected)
-            measured = measure(run, window, whole, gathered, parts)
+            measured = measure(run, window, whole, gathered, parts, other)
             constrained = _constrained(run, measured, parts, memory)
             memory = constrained.memory if constrained else None
             first = max(steps.start, whole.start) - whole.start
@@ -161,7 +165,7 @@ def _quantities(
     product = Estimate(
         known_product + combined.displacement.value, combined.displacement.stderr
     )
-    if run.spec.is_packed and not run.spec.float64:
+    if measured.is_packed and not run.spec.float64:
         # Float32 rounds in the same way in neighbouring steps: weighing estimates does not help.
         least = add(rounding(a_sq, a_sq, fit, parts))
         product = product._replace(stderr=np.hypot(product.stderr, np.sqrt(least)))
@@ -186,8 +190,14 @@ def _quantities(
         where=product.stderr > 0,
     )
     found = without_target(quantities(sampled, to_target), at)
+    # Rounding is shared by all steps, as errors of the distance nearly are.
+    floor = ROUNDING_FLOOR[run.spec.float64]
+    length_error = np.hypot(to_target.stderr, floor * to_target.value)
     values = geometry(
-        found, combined.products.stderr, to_target.stderr, slope * combined.covariance
+        found, combined.products.stderr, length_error, slope * combined.covariance
+    )
+    values["lolr_stderr"] = np.hypot(
+        values["lolr_stderr"], floor * np.abs(values["lolr"])
     )
     model = _error_model(measured, total, constrained, combined)
     on_end = None if constrained is None else constrained.on_end
@@ -303,6 +313,9 @@ def _covariances(
     is_left_out = is_left_out[:, None] & OF_INVERSE_DISTANCE[:, None]
     both = np.stack([by_product, by_displacement])
     both[~np.isfinite(both) | is_left_out] = 0
+    sizes = [ROUNDED_TIMES.get(q, 1) * np.abs(found[q].value) for q in QUANTITIES]
+    floors = ROUNDING_FLOOR[run.spec.float64] * np.stack(sizes, 1)
+    floors[~np.isfinite(floors) | is_left_out] = 0
     epochs = run.stored.epochs[measured.steps]
     total, after = np.zeros_like(by_product), None
     now = measured.displacement.stderr[0] ** 2
@@ -311,6 +324,9 @@ def _covariances(
         of_product, of_displacement = both if is_in.all() else np.where(is_in, both, 0)
         sums = row_sums(model, of_product, of_displacement)
         total += covariance_with_sum(model, of_product, of_displacement, sums)
+        # Rounding of a window's vectors is the same in all of its steps.
+        rounded = np.where(is_in, floors, 0)
+        total += rounded * rounded.sum(0)
         if sums is None or model.posterior is None or on_end is None:
             continue
         if before is not None and before.epoch == epoch:

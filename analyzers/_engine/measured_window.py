@@ -15,6 +15,7 @@ from analyzers._engine.arrays.displacement_product import (
     layer_products,
 )
 from analyzers._engine.arrays.geometry import Estimate, sketch_variance
+from analyzers._engine.other_options import Energies, OtherOptions
 from analyzers._engine.probes import probe_rounding
 from analyzers._engine.rules import Parts, has_rule, steps_of_memory
 from analyzers._engine.tables import read_tables, sketch_weights
@@ -27,6 +28,9 @@ from trajstore.reading.run import Run
 from trajstore.sketch.displacement_sum import middle
 
 FloatArray = npt.NDArray[np.floating[Any]]
+
+SINGLE_ROUNDING: Final = 2.0**-24
+"""Largest relative rounding error of a number in float32."""
 
 WINDOW_VALUES: Final = 1 << 24
 """Largest number of probes and table values of a window that is analysed as a whole."""
@@ -53,6 +57,9 @@ class Measured(NamedTuple):
     total: Estimate | None = None
     # Sum of <a, v'> over the steps, (part,); None if it is not known.
     displacement_total: Estimate | None = None
+    is_packed: bool = False  # whether the sketch is
+    # Whether sums that do not fit are left out. With the errors of other options, none of them fits.
+    checks_sums: bool = True
 
     @property
     def has_end(self) -> bool:
@@ -115,31 +122,54 @@ def gather(
 
 
 def measure(
-    run: Run, window: int, steps: slice, projected: Projected, parts: Parts
+    run: Run,
+    window: int,
+    steps: slice,
+    projected: Projected,
+    parts: Parts,
+    other: OtherOptions | None = None,
 ) -> Measured:
-    """Estimate the products of `steps`, all in one window."""
+    """Estimate the products of `steps`, all in one window; `other` changes only their errors."""
     fit, _, sums = projected
     tables = _without_dropped(read_tables(run, steps), fit)
     sketch = run.stored.sketch
-    variance = sketch_variance(
-        tables["grad_sq"] * sketch_weights(run, window) ** 2,
-        sums.energy,
-        sums.crowd,
-        run.layout.sizes,
-        code_variance=sketch.code_variance,
+    energies = Energies(
+        tables["grad_sq"] * sketch_weights(run, window) ** 2, sums.energy, sums.crowd
     )
-    variance = parts.sum(variance, 1)
-    if run.spec.is_packed:
+    variance = sketch_variance(
+        *energies, run.layout.sizes, code_variance=sketch.code_variance
+    )
+    variance, squares = parts.sum(variance, 1), projected.products**2
+    is_packed, code_variance = run.spec.is_packed, sketch.code_variance
+    if other is not None:
+        squares = np.maximum(squares - variance, 0)
+        variance = parts.sum(other.variance(energies), 1)
+        is_packed, code_variance = other.is_packed, other.sketch.code_variance
+    if is_packed:
         # The error of the code is orthogonal to the gradient.
-        along = sketch.code_variance * projected.products**2
-        variance = np.maximum(variance - along, 0)
-        variance += rounding(tables["grad_sq"], tables["displacement_sq"], fit, parts)
+        variance = np.maximum(variance - code_variance * squares, 0)
+        numbers = (sketch if other is None else other.sketch).numbers
+        variance += scale_variance(numbers) * squares
+        if not run.spec.float64:
+            vectors = tables["grad_sq"], tables["displacement_sq"]
+            variance += rounding(*vectors, fit, parts)
     products = Estimate(projected.products, np.sqrt(variance))
     start, stop = (
         int(run.windows.variables[n].values[window]) for n in ("start", "stop")
     )
     is_whole = (steps.start, steps.stop) == (start, stop)
     displacements = _total(sums.displacement_sum, parts) if is_whole else None
+    total = _total(sums.window_sum, parts) if is_whole else None
+    if other is not None and is_whole:
+        displacements = other.sum_of_displacements(
+            displacements,
+            steps,
+            parts.sum(residual_sq(fit)[None], 1)[0],
+            sums.probes[1],
+        )
+        total = other.sum_of_gradients(
+            total, steps, energies, tables, projected.products, parts
+        )
     if displacements is not None:
         # The displacement at the window's end has been subtracted from the sum: f, and the rounding
         # error of the next anchor, whose direction is random.
@@ -149,18 +179,30 @@ def measure(
         by_chance = _anchor_error_sq(run, window) * residual_sq(fit)
         by_chance /= np.maximum(run.layout.sizes, 1)
         stderr = np.hypot(stderr, times * np.sqrt(parts.sum(by_chance[None], 1)[0]))
-        if run.spec.is_packed:
+        if is_packed:
             # Rounding errors of the vectors are the same in every step.
             squares = tables["displacement_sq"]
-            rounded = np.sqrt(rounding(squares, squares, fit, parts)).sum(0)
+            rounded = np.sqrt(rounding_of_displacements(run, squares, fit, parts)).sum(
+                0
+            )
             stderr = np.hypot(stderr, rounded)
         displacements = Estimate(value + at_end, stderr)
     measured = _with_displacements(
-        run, window, steps, tables, fit, sums, products, displacements, parts
+        run, window, steps, tables, fit, sums, products, displacements, parts, other
     )
+    if displacements is not None and other is not None:
+        # Only its error is known of a sum that was not recorded.
+        n = stop - start
+        found = measured.displacement.value[:n].sum(0)
+        is_known = np.isfinite(displacements.value)
+        displacements = displacements._replace(
+            value=np.where(is_known, displacements.value, found)
+        )
     return measured._replace(
-        total=_total(sums.window_sum, parts) if is_whole else None,
+        total=total,
         displacement_total=displacements,
+        is_packed=is_packed,
+        checks_sums=other is None,
     )
 
 
@@ -231,6 +273,7 @@ def _with_displacements(
     products: Estimate,
     total: Estimate | None,
     parts: Parts,
+    other: OtherOptions | None,
 ) -> Measured:
     # With the anchor r of the window: a = x - r, v = x* - r and f = end of window - r.
     rank = run.spec.basis
@@ -270,6 +313,8 @@ def _with_displacements(
         rounding=of_probes,
         has_end=end is not None,
     )
+    if other is not None:
+        whole = other.of_probes(whole)
     estimate = Estimate(*(column[:, None] for column in whole.estimate))
     common, by_probes = np.zeros_like(estimate.value), estimate
     if parts.count > 1:
@@ -289,7 +334,7 @@ def _with_displacements(
             collisions=collisions,
         )
     if run.spec.is_packed:
-        rounded = rounding(squares, squares, fit, parts)
+        rounded = rounding_of_displacements(run, squares, fit, parts)
         estimate, by_probes = (
             Estimate(value, np.hypot(stderr, np.sqrt(rounded)))
             for value, stderr in (estimate, by_probes)
@@ -310,6 +355,21 @@ def _with_displacements(
         residual_sq=v_sq,
         probed=whole,
     )
+
+
+def scale_variance(numbers: int) -> float:
+    """Return the variance that rounding a sketch's scale adds, relative to the squared product."""
+    # The scale is a number of float32, and so are the sums or the levels that it is computed from.
+    return SINGLE_ROUNDING**2 * (2 / 3 + 20 / numbers)
+
+
+def rounding_of_displacements(
+    run: Run, a_sq: FloatArray, fit: Fit, parts: Parts
+) -> FloatArray:
+    """Return the variance that rounding adds to products of displacements with x - x*, (row, part)."""
+    # In recordings in float64 only probes, and displacements at the ends of windows, are float32.
+    variance = rounding(a_sq, a_sq, fit, parts)
+    return variance / 16 if run.spec.float64 else variance
 
 
 def rounding(

@@ -30,7 +30,7 @@ from analyzers._engine.at_target import is_at, step_of_target
 from analyzers._engine.combine import combine
 from analyzers._engine.exact import combine_exact, exact_sums
 from analyzers._engine.measured_window import needed_windows
-from analyzers._engine.rules import parts_of
+from analyzers._engine.rules import Parts, parts_of
 from analyzers._engine.slices import slices
 from analyzers._engine.vectors.fit import fit, inner_products, longest_steps
 from analyzers._engine.vectors.project import project
@@ -69,13 +69,10 @@ def geometry_tasks(
     ]
 
 
-def _sketch_tasks(
-    run: Run,
-    target: Target,
-    chunks: Sequence[slice],
-    layers: bool,
-    weight_decay: float,
-) -> Iterator[Delayed]:
+def projection_tasks(
+    run: Run, target: Target, covering: Sequence[slice], parts: Parts
+) -> list[list[Delayed]]:
+    """Return tasks that `project` ranges of steps, in order; one for every range of rows."""
     n_rows = run.stored.sketch.fold.n_rows
     # A basis that reaches further back keeps more anchors in memory, so parts are smaller.
     reach = 1 << max(0, run.spec.basis - 2)
@@ -83,9 +80,7 @@ def _sketch_tasks(
     row_parts = slices(slice(0, n_rows), max(1, -(-n_rows // n_parts)))
     is_whole = len(row_parts) == 1
     fits: dict[int, Delayed] = {}
-    parts = parts_of(run, layers=layers)
-    target_step = step_of_target(run, target)
-    projected, covering = [], _covering(run, chunks)
+    projected = []
     for steps in covering:
         windows = window_steps(run, steps)
         groups = sorted({c // KEYFRAME_EVERY for c in windows if not is_whole})
@@ -99,6 +94,19 @@ def _sketch_tasks(
                 for rows in row_parts
             ]
         )
+    return projected
+
+
+def _sketch_tasks(
+    run: Run,
+    target: Target,
+    chunks: Sequence[slice],
+    layers: bool,
+    weight_decay: float,
+) -> Iterator[Delayed]:
+    parts, covering = parts_of(run, layers=layers), _covering(run, chunks)
+    target_step = step_of_target(run, target)
+    projected = projection_tasks(run, target, covering, parts)
     for steps in chunks:
         # Windows are combined as a whole, and may overlap several chunks.
         needed_steps = list(needed_windows(run, steps).values())

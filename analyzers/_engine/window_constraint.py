@@ -104,7 +104,7 @@ def constrain_window(
         recurrence = recurrence_of(by_part)
         posterior = _posterior(measured, recurrence, start, rounding, is_off)
         # A part whose sum does not fit is left to its probes.
-        is_off |= ~(np.abs(posterior.scores[0]) <= MAX_SCORE)
+        is_off |= ~(np.abs(posterior.scores[0]) <= _largest_score(measured))
         if is_off.all() or (is_off.any() and not parts.are_layers):
             return None
         if is_off.any():
@@ -140,7 +140,7 @@ def constrain_total(measured: Measured) -> Posterior | None:
     variance, untied = total.stderr[None] ** 2, np.zeros(value.shape[-1])
     posterior = constrain(*known, variance, untied)
     # A sum that does not fit is damaged, or is not the sum of these gradients.
-    is_off = ~(np.abs(posterior.scores) <= MAX_SCORE)
+    is_off = ~(np.abs(posterior.scores) <= _largest_score(measured))
     return constrain(*known, np.where(is_off, np.inf, variance), untied)
 
 
@@ -171,11 +171,17 @@ def constrain_displacements(
         spread = np.sqrt(mixed.sum(0) + total_variance)
         scores = (total - value.sum(0)) / spread
         # A sum that does not fit is damaged, or is not the sum of these displacements.
-        is_used = (np.abs(scores) <= MAX_SCORE) & (spread > 0) & np.isfinite(spread)
+        is_used = np.abs(scores) <= _largest_score(measured)
+        is_used &= (spread > 0) & np.isfinite(spread)
         gain = np.where(is_used, mixed / spread, 0.0)
     variance = np.maximum(stderr**2 - gain**2, 0)
     corrected = value + gain * np.where(is_used, scores, 0.0)
     return Estimate(corrected, np.sqrt(variance)), gain
+
+
+def _largest_score(measured: Measured) -> float:
+    """Return the largest residual of a sum, in standard errors, at which it is used."""
+    return MAX_SCORE if measured.checks_sums else np.inf
 
 
 def trace(measured: Measured, rule: Rule, sizes: npt.NDArray[np.int64]) -> Traced:

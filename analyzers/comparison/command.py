@@ -49,10 +49,15 @@ ONE_EPOCH = (
     "Compare it with runs without epochs, whose ranges of steps have one; or see traj-analyze "
     "geometry of each."
 )
-SEVERAL_SEEDS = (
-    "± is the standard error over runs: their spread, or the error of the estimates if that is "
-    "larger. Intervals and verdicts follow Welch's t, which counts how few the runs are."
+OF_RUNS = (
+    "± of a run, and of a difference of runs, is the error of the recording alone. It does not say "
+    "what another seed of the training would change."
 )
+MEANS_OF_SEEDS = (
+    "± is the standard error over runs: their spread, or the error of the estimates if that is "
+    "larger."
+)
+SEVERAL_SEEDS = f"{MEANS_OF_SEEDS} Intervals and verdicts follow Welch's t, which counts how few the runs are."
 ONE_SEED = (
     "± is the error of the estimates. It does not say what another seed of the training would "
     "change, which is often far more: record several seeds of each configuration, and give all "
@@ -127,6 +132,9 @@ def compare(
     more: list[Opened] = []
     also: dict[str, xr.Dataset] = {}
     parts: list[Table | str] = [_run_table(runs, compared)]
+    numbers = [str(i + 1) for i in range(len(runs))]
+    of_runs = _middle_tables(middle, numbers, ("loss", "lr"))
+    apart = ["Differences from run 1:", *_difference_tables(middle, numbers[1:])]
     if any(len(configuration.runs) > 1 for configuration in found):
         averaged = _execution.store_result(
             runs[0], SEEDS, comparison.average_configurations(compared, found)
@@ -138,17 +146,17 @@ def compare(
         parts += [
             *_setting_tables(compared, found),
             f"Each run, {MID_RUN}:",
-            _value_table(middle),
+            *of_runs,
+            *(apart if len(found) == 1 else []),
+            OF_RUNS,
             *_configuration_parts(averaged),
         ]
     else:
-        numbers = [str(i + 1) for i in range(len(runs))]
         parts += [
             *_setting_tables(compared, found),
             f"{MID_RUN.capitalize()}:",
-            *_middle_tables(middle, numbers, ("loss", "lr")),
-            "Differences from run 1:",
-            *_difference_tables(middle, numbers[1:]),
+            *of_runs,
+            *apart,
             ONE_SEED,
         ]
     if len(set(map(_optimizers, runs))) > 1:
@@ -244,17 +252,6 @@ def _value(value: object) -> str:
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
 
 
-def _value_table(middle: "xr.Dataset") -> Table:
-    """Return the summaries of all runs, without errors."""
-    metrics = [name for name in ("loss", "lr") if name in middle]
-    names = [*QUANTITIES, *metrics]
-    table = make_table("", *[TITLES.get(name, name) for name in names])
-    for i in range(middle.sizes["run"]):
-        values = [float(middle[name][i]) for name in names]
-        table.add_row(str(i + 1), *[f"{value:.3g}" for value in values])
-    return table
-
-
 def _middle_tables(
     middle: "xr.Dataset", numbers: list[str], metrics: tuple[str, ...]
 ) -> list[Table]:
@@ -332,6 +329,9 @@ def _configuration_parts(averaged: "xr.Dataset") -> "list[Table | str]":
             shown = value_and_error(value, stderr, sign="+")
             table.add_row(title, labels[i], shown, interval, verdict)
             title = ""
+    means_of_runs = f"Means over the runs of each configuration, {MID_RUN}:"
+    if len(labels) == 1:
+        return [means_of_runs, *_split(rows, labels), MEANS_OF_SEEDS]
     notes = [SEVERAL_SEEDS]
     if (n_runs == 1).any():
         alone = ", ".join(
@@ -342,7 +342,7 @@ def _configuration_parts(averaged: "xr.Dataset") -> "list[Table | str]":
             "what another seed would change."
         )
     return [
-        f"Means over the runs of each configuration, {MID_RUN}:",
+        means_of_runs,
         *_split(rows, labels),
         f"Differences from {labels[0]}:",
         table,

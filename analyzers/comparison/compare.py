@@ -12,8 +12,8 @@ from analyzers._engine.labels import describe
 from analyzers.comparison.run_list import as_runs, run_names
 from analyzers.comparison.settings import different_settings
 from analyzers.geometry.epoch_means import epoch_means
+from analyzers.geometry.mid_run import DIFFERENCE, used_epochs
 from analyzers.geometry.mid_run import mid_run as of_quantities
-from analyzers.geometry.mid_run import used_epochs
 from analyzers.geometry.path_geometry import DESCRIPTIONS, path_geometry
 from analyzers.geometry.time_axis import (
     N_RANGES,
@@ -29,8 +29,6 @@ from trajstore.reading.target import TargetLike
 
 METRICS: Final = ("loss", "lr", "grad_norm", "update_norm")
 """Scalars whose means are compared, where a run has recorded them."""
-
-DIFFERENCE: Final = "_difference"
 
 
 def compare(runs: Iterable[RunLike], *, reference: TargetLike = "final") -> xr.Dataset:
@@ -209,17 +207,7 @@ def _described(dataset: xr.Dataset) -> xr.Dataset:
 
 def mid_run(compared: xr.Dataset) -> xr.Dataset:
     """Return `analyzers.mid_run` of each run, differences from the first, and mean scalars."""
-    # The result has the dimension ``run``.
     result = of_quantities(compared)
-    for name in QUANTITIES:
-        value, stderr = result[name], result[f"{name}_stderr"]
-        # The first run, given again, is known to have the same values.
-        apart = compared[f"{name}{DIFFERENCE}"]
-        is_exact = compared[f"{name}{DIFFERENCE}_stderr"] == 0
-        is_same = (is_exact | apart.isnull()).all("epoch")
-        error = (stderr**2 + stderr.isel(run=0) ** 2) ** 0.5
-        result[f"{name}{DIFFERENCE}"] = value - value.isel(run=0)
-        result[f"{name}{DIFFERENCE}_stderr"] = error.where(~is_same, 0 * error)
     used = used_epochs(compared)
     for name in METRICS:
         if name in compared:

@@ -55,12 +55,14 @@ def compare(compared: xr.Dataset) -> Figure:
         A new figure.
     """
     dim = "run" if "run" in compared.dims else "configuration"
+    is_alone = compared.sizes[dim] == 1
     panels = [
         Panel(
             title=title,
             ylabel=label,
             curves=tuple(
-                _curve(compared, dim, i, name) for i in range(compared.sizes[dim])
+                _curve(compared, dim, i, name, has_label=not is_alone)
+                for i in range(compared.sizes[dim])
             ),
             needs="a run",
             is_log=is_log,
@@ -71,10 +73,20 @@ def compare(compared: xr.Dataset) -> Figure:
         and "epoch" in compared[name].dims
         and compared[name].notnull().any()
     ]
-    return draw_panels(panels, n_columns=4, one_legend=True)
+    figure = draw_panels(panels, n_columns=4, one_legend=True)
+    if is_alone:
+        figure.suptitle(name_text(compared[dim].item()))
+    for ax in figure.axes[len(panels) : len(panels) + 1]:
+        # The place that the panels leave free says what they show.
+        of = "over an epoch" if dim == "run" else "over the runs of a configuration"
+        text = f"error bars: one standard error\nof the mean {of}"
+        ax.text(0.5, 0.5, text, ha="center", va="center", fontsize="medium")
+    return figure
 
 
-def _curve(compared: xr.Dataset, dim: str, i: int, name: str) -> Curve:
+def _curve(
+    compared: xr.Dataset, dim: str, i: int, name: str, *, has_label: bool
+) -> Curve:
     """Return the curve of a variable of run or configuration number `i`."""
     is_held = compared["n_steps" if dim == "run" else "n_runs"].values > 0
     kept = np.flatnonzero(is_held[i])
@@ -86,11 +98,23 @@ def _curve(compared: xr.Dataset, dim: str, i: int, name: str) -> Curve:
     chosen = compared.isel({dim: i, "epoch": kept})
     stderr = chosen.get(f"{name}_stderr")
     return Curve(
-        name_text(chosen[dim].item()),
-        chosen["epoch"].values,
+        name_text(chosen[dim].item()) if has_label else "",
+        _places(compared)[kept],
         chosen[name].values,
         None if stderr is None else stderr.values,
     )
+
+
+def _places(compared: xr.Dataset) -> Any:
+    """Return the places of epochs, or of the middles of ranges of steps, on an axis, (epoch,)."""
+    first = compared["epoch"].values
+    if compared.attrs.get("time") != "step" or len(first) < 2:
+        return first
+    lengths = np.diff(first, append=first[-1] + first[1] - first[0])
+    if "n_steps" in compared:
+        # The last range may be shorter.
+        lengths[-1] = min(lengths[-1], compared["n_steps"].values[:, -1].max())
+    return first + (lengths - 1) / 2
 
 
 def path_pca(

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from analyzers._engine.labels import describe
+from analyzers.conditions.rounding import is_rounding, loss_epsilon, loss_error, rule
 from analyzers.geometry.losses import (
     gradient_name,
     gradients_of,
@@ -65,7 +66,8 @@ def aiming(
         ``cosine``, without units; ``angle``, in degrees; and ``theta``, without units, are
         lazy, and so are their standard errors, whose names end in ``_stderr``. ``loss`` is
         the loss of the step or measurement. Values are NaN as in `path_geometry`; theta is
-        also NaN where the loss is 0. ``attrs["gradient"]`` says whether the gradients come
+        also NaN where the loss is 0, and where it is rounding (Notes). ``attrs["rounding"]`` gives the
+        rule. ``attrs["gradient"]`` says whether the gradients come
         from minibatches, full batches or a measurement.
 
     Raises
@@ -79,6 +81,11 @@ def aiming(
 
     Notes
     -----
+    Where the product of gradient and x - x* is below 1000 machine epsilons of the loss, as at the
+    end of a run that converges to a loss above 0, theta would be what rounding leaves, and is NaN. The
+    epsilon is that of float32, if the parameters or all losses are numbers of float32, else of
+    float64.
+
     theta is unbiased. Standard errors are first-order approximations. The error of the
     angle is large where the gradient and x - x* are nearly parallel.
 
@@ -94,6 +101,9 @@ def aiming(
     sine = ((1 - cosine**2).clip(min=0)) ** 0.5
     in_degrees = 180 / np.pi
     divisor = loss.copy(data=np.where(loss != 0, loss, np.nan)).variable
+    epsilon = loss_epsilon(measured, loss.values)
+    error = loss.copy(data=loss_error(epsilon, loss.values)).variable
+    is_kept = ~is_rounding(error, product["product"])
     result = xr.Dataset(
         {
             "loss": loss,
@@ -101,13 +111,17 @@ def aiming(
             "cosine_stderr": stderr,
             "angle": np.arccos(cosine.clip(-1, 1)) * in_degrees,
             "angle_stderr": stderr / sine.where(sine > 0) * in_degrees,
-            "theta": product["product"] / divisor,
-            "theta_stderr": product["product_stderr"] / abs(divisor),
+            "theta": (product["product"] / divisor).where(is_kept),
+            "theta_stderr": (product["product_stderr"] / abs(divisor)).where(is_kept),
         }
     )
     attributes = {
         name: geometry.attrs[name] for name in ("run", "reference", "reference_note")
     }
     return describe(result, LONG_NAMES, units={"angle": "degree"}).assign_attrs(
-        attributes | {"gradient": gradient_name(measured, full_batch=full_batch)}
+        attributes
+        | {
+            "gradient": gradient_name(measured, full_batch=full_batch),
+            "rounding": rule(epsilon),
+        }
     )

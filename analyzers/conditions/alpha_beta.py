@@ -20,12 +20,14 @@ from analyzers.conditions.arrays import (
     smallest_margin,
 )
 from analyzers.conditions.defaults import MIN_GAP
+from analyzers.conditions.rounding import is_rounding, loss_epsilon, loss_error, rule
 from analyzers.geometry.losses import by_step, products, recorded_losses, replayed
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.run import Run
 from trajstore.reading.target import TargetLike
 
 Datasets = xr.Dataset | Iterable[xr.Dataset]
+FloatArray = npt.NDArray[np.floating[Any]]
 
 SOURCE: Final = (
     "R. Islamov, N. Ajroldi, A. Orvieto, A. Lucchi, 'Loss Landscape Characterization of "
@@ -36,6 +38,7 @@ SOURCE: Final = (
 LONG_NAMES: Final = {
     "loss": "loss of the batch",
     "reference_loss": "loss of the batch at x*",
+    "loss_rounding": "error of the two losses from rounding",
 }
 
 
@@ -93,14 +96,15 @@ def alpha_beta(
     xarray.Dataset
         Dimension ``step`` with the coordinates ``epoch`` and ``iteration``; float64, in
         units of the loss. ``product`` is a_k and ``product_stderr`` its standard error;
-        both are lazy. ``loss`` is l_k and ``reference_loss`` is r_k; both are exact. Unknown
-        values are NaN.
+        both are lazy. ``loss`` is l_k and ``reference_loss`` is r_k, both as recorded or given.
+        ``loss_rounding`` is the error that rounding may leave in them: 10 machine epsilons of the
+        larger one. Unknown values are NaN.
 
     Raises
     ------
     ValueError
         If losses are not recorded, if the r_k are missing or do not match the steps, or if
-        a loss is below `optimal_loss`.
+        a loss is below `optimal_loss` by more than its rounding.
     KeyError, TypeError
         Where `path_geometry` raises them.
 
@@ -109,6 +113,10 @@ def alpha_beta(
     a_k is unbiased. Its error comes from the sketch alone, is independent from step to step,
     and does not depend on the estimated distance. If the run was recorded with
     ``exact=True``, a_k is exact.
+
+    Losses are rounded, in float64 if the parameters are float64 and not all losses are numbers of
+    float32, else in float32. `feasible_set` and `margin` leave out the steps in which both a_k and
+    l_k - r_k are below 1000 machine epsilons of the losses.
 
     References
     ----------
@@ -130,10 +138,14 @@ def alpha_beta(
         found = replayed(run, reference)
         reference_losses, method = found["reference_loss"], found.attrs["method"]
     at_target = by_step(reference_losses, run, "reference_losses")
-    _check_bound(loss.values, optimal_loss, "")
-    _check_bound(at_target.values, optimal_loss, " at x*")
+    epsilon = loss_epsilon(run, loss.values)
+    error = loss_error(epsilon, loss.values, at_target.values)
+    _check_bound(loss.values, optimal_loss, error, "")
+    _check_bound(at_target.values, optimal_loss, error, " at x*")
     product, geometry = products(run, reference)
-    result = product.assign(loss=loss, reference_loss=at_target)
+    result = product.assign(
+        loss=loss, reference_loss=at_target, loss_rounding=loss.copy(data=error)
+    )
     attributes = {
         name: geometry.attrs[name] for name in ("run", "reference", "reference_note")
     }
@@ -142,16 +154,17 @@ def alpha_beta(
             **attributes,
             "reference_losses": method,
             "optimal_loss": optimal_loss,
+            "rounding": rule(epsilon),
             "source": SOURCE,
         }
     )
 
 
 def _check_bound(
-    losses: npt.NDArray[np.float64], optimal_loss: float, location: str
+    losses: FloatArray, optimal_loss: float, error: FloatArray, location: str
 ) -> None:
-    """Raise a ValueError if a loss is below `optimal_loss`."""
-    if (losses < optimal_loss).any():
+    """Raise a ValueError if a loss is below `optimal_loss` by more than its rounding."""
+    if (losses < optimal_loss - error).any():
         step = int(np.nanargmin(losses))
         raise ValueError(
             f"The loss of step {step}{location} is {losses[step]:.6g}, below optimal_loss = "
@@ -177,8 +190,9 @@ def margin(datasets: Datasets, alpha: npt.ArrayLike, beta: npt.ArrayLike) -> xr.
         loss, is :math:`\min_k T_k`; the condition holds along all paths for pairs whose
         margin is not negative. ``step`` and ``run``, int64, are the step with the smallest
         T and the index of its run in `datasets` and ``attrs["runs"]``. ``n_steps`` is the
-        number of steps compared, and ``n_missing`` the number of steps left out because a
-        value is NaN.
+        number of steps compared, ``n_missing`` the number of steps left out because a
+        value is NaN, and ``n_rounded`` that of steps left out because a_k and l_k - r_k are not
+        above rounding; ``attrs["rounding"]`` gives the rule.
 
     Raises
     ------
@@ -207,6 +221,7 @@ def margin(datasets: Datasets, alpha: npt.ArrayLike, beta: npt.ArrayLike) -> xr.
             "run": (dims, known.run[index]),
             "n_steps": len(known.step),
             "n_missing": known.n_missing,
+            "n_rounded": known.n_rounded,
         },
         {"alpha": grid[0], "beta": grid[1]},
         known.attrs,
@@ -231,8 +246,9 @@ def feasible_set(
     min_gap : float, default: 0.1
         Smallest allowed alpha - beta.
     n_stderr : float, default: 0
-        Number of standard errors to add to every a_k. The values -1 and 1 move the boundary
-        as far as if all products were off by one standard error.
+        Number of standard errors to add to every a_k, and of errors from rounding to subtract from
+        every l_k. The values -1 and 1 move the boundary as far as if all products and losses were
+        off by one error.
 
     Returns
     -------
@@ -245,8 +261,8 @@ def feasible_set(
         unless the other increases. Without a dimension: ``best_alpha`` and
         ``best_beta``, the pair with the smallest sum, NaN if no pair is feasible;
         ``limit_step`` and ``limit_run``, the step whose half-plane bounds alpha from below,
-        both -1 if no step does so, only alpha >= beta + `min_gap` and beta >= 0; ``n_steps``
-        and ``n_missing`` as in `margin`. If no pair is feasible, there are no corners, and
+        both -1 if no step does so, only alpha >= beta + `min_gap` and beta >= 0; ``n_steps``,
+        ``n_missing`` and ``n_rounded`` as in `margin`. If no pair is feasible, there are no corners, and
         ``attrs["note"]`` names a step that rules out all pairs.
 
     Raises
@@ -298,6 +314,7 @@ def feasible_set(
             "limit_run": limit_run,
             "n_steps": len(known.step),
             "n_missing": known.n_missing,
+            "n_rounded": known.n_rounded,
         },
         attrs=attributes,
     )
@@ -349,12 +366,13 @@ def smallest_beta(pairs: xr.Dataset, alpha: npt.ArrayLike) -> xr.DataArray:
 
 
 class CompleteSteps(NamedTuple):
-    """Concatenated steps of several runs, without steps that lack a value."""
+    """Concatenated steps of several runs, without steps that lack a value or are rounding."""
 
     terms: Steps
     step: npt.NDArray[np.int64]  # number of the step within its run (step,)
     run: npt.NDArray[np.int64]  # index of the run of the step (step,)
     n_missing: int
+    n_rounded: int
     attrs: dict[str, Any]
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -373,22 +391,48 @@ def _complete_steps(datasets: Datasets, n_stderr: float) -> CompleteSteps:
         )
     loaded = [dataset.compute() for dataset in given]
     terms = np.hstack([_terms(dataset, n_stderr) for dataset in loaded])
-    is_known = np.isfinite(terms).all(0)
-    n_missing = int((~is_known).sum())
-    if not is_known.any():
+    rounded = np.concatenate([_are_rounding(dataset) for dataset in loaded])
+    is_missing = ~np.isfinite(terms).all(0)
+    n_missing, n_rounded = int(is_missing.sum()), int((rounded & ~is_missing).sum())
+    is_known = ~is_missing & ~rounded
+    if is_missing.all():
         raise ValueError(
             f"None of the {n_missing} steps has a product, a loss and a loss at x*; there "
             "is nothing to compare."
+        )
+    if not is_known.any():
+        raise ValueError(
+            f"In all {n_rounded} steps with known losses, the product of gradient and x - x* and the "
+            "difference of the losses are rounding; there is nothing to compare. Compare steps "
+            "further away from x*."
         )
     step = np.concatenate([dataset["step"].values for dataset in loaded])
     run = np.repeat(np.arange(len(loaded)), [data.sizes["step"] for data in loaded])
     attributes = {
         "runs": [dataset.attrs["run"] for dataset in loaded],
         "reference": [dataset.attrs["reference"] for dataset in loaded],
+        "rounding": loaded[0].attrs.get("rounding", "not known"),
         "source": SOURCE,
     }
     known = (step[is_known], run[is_known])
-    return CompleteSteps(Steps(*terms[:, is_known]), *known, n_missing, attributes)
+    counts = n_missing, n_rounded
+    return CompleteSteps(Steps(*terms[:, is_known]), *known, *counts, attributes)
+
+
+def _are_rounding(dataset: xr.Dataset) -> npt.NDArray[np.bool_]:
+    """Return in which steps only beta (l_k - f*) is left of T_k but rounding, (step,)."""
+    excess = dataset["loss"].values - dataset["reference_loss"].values
+    found: npt.NDArray[np.bool_] = is_rounding(
+        _rounding(dataset), dataset["product"].values, excess
+    )
+    return found
+
+
+def _rounding(dataset: xr.Dataset) -> FloatArray:
+    """Return the errors of the losses from rounding; results of earlier versions lack them."""
+    if "loss_rounding" in dataset:
+        return dataset["loss_rounding"].values
+    return np.zeros(dataset.sizes["step"])
 
 
 def _terms(dataset: xr.Dataset, n_stderr: float) -> npt.NDArray[np.float64]:
@@ -397,4 +441,10 @@ def _terms(dataset: xr.Dataset, n_stderr: float) -> npt.NDArray[np.float64]:
     if n_stderr:
         product = product + n_stderr * dataset["product_stderr"].values
     excess = loss - dataset["reference_loss"].values
-    return np.stack([product, excess, loss - dataset.attrs["optimal_loss"]])
+    # By rounding, a loss may be below f*.
+    gap = np.maximum(loss - dataset.attrs["optimal_loss"], np.maximum(excess, 0))
+    if n_stderr:
+        # An error of l_k is an error of both; alpha is at least beta, so a larger loss is stricter.
+        shift = np.maximum(-n_stderr * _rounding(dataset), -gap)
+        excess, gap = excess + shift, gap + shift
+    return np.stack([product, excess, gap])

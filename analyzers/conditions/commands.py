@@ -1,5 +1,6 @@
 """Commands for the alpha-beta, the aiming and the Polyak-Lojasiewicz condition."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -29,6 +30,9 @@ GRID: Final = 200
 
 MAX_CORNERS: Final = 20
 """Largest number of corners shown; a longer list shows every second, third, ... corner."""
+
+MAX_DIGITS: Final = 12
+"""Largest number of digits of a number in a table."""
 
 GIVE_LOSS: Final = "give --reference-loss"
 """Advice where the losses at x* are not known."""
@@ -182,15 +186,15 @@ def _pairs(
                 "is feasible: report the largest alpha at beta = 0."
             )
     best = make_table("products", *columns, text=["products"])
-    for label, shifted in (
-        ("one standard error smaller", stricter),
-        ("as estimated", pairs),
-        ("one standard error larger", looser),
-    ):
-        values = [f"{float(shifted[name]):.4g}" for name in ("best_alpha", "best_beta")]
+    labels = ("one error smaller", "as estimated", "one error larger")
+    rows = []
+    for shifted in (stricter, pairs, looser):
+        row = [float(shifted[name]) for name in ("best_alpha", "best_beta")]
         if has_zero:
-            at_zero = analyzers.largest_alpha(shifted)
-            values.append("none" if np.isnan(at_zero) else f"{at_zero:.4g}")
+            row.append(analyzers.largest_alpha(shifted))
+        rows.append(row)
+    columns_ = [_distinct(column) for column in zip(*rows, strict=True)]
+    for label, *values in zip(labels, *columns_, strict=True):
         best.add_row(label, *values)
     return [
         f"Smallest pairs for which the condition holds at all {steps}:",
@@ -199,6 +203,20 @@ def _pairs(
         best,
         note,
     ]
+
+
+def _distinct(numbers: Sequence[float]) -> list[str]:
+    """Format numbers with as many digits as tell different ones apart, at least four."""
+    known = {number for number in numbers if np.isfinite(number)}
+    digits = next(
+        (
+            n
+            for n in range(4, MAX_DIGITS)
+            if len({f"{x:.{n}g}" for x in known}) == len(known)
+        ),
+        MAX_DIGITS,
+    )
+    return ["none" if np.isnan(x) else f"{x:.{digits}g}" for x in numbers]
 
 
 def _corners(pairs: "xr.Dataset", names: list[str]) -> Table:
@@ -218,10 +236,18 @@ def _corners(pairs: "xr.Dataset", names: list[str]) -> Table:
 
 
 def _missing_steps(pairs: "xr.Dataset") -> str:
-    missing = int(pairs["n_missing"])
-    if not missing:
-        return ""
-    return f"{missing:,} steps are left out: their product or a loss is unknown."
+    missing, rounded = int(pairs["n_missing"]), int(pairs["n_rounded"])
+    sentences = []
+    if missing:
+        sentences.append(
+            f"{missing:,} steps are left out: their product or a loss is unknown."
+        )
+    if rounded:
+        sentences.append(
+            f"{rounded:,} steps are left out: nothing but rounding is left of their product and of the "
+            f"difference of their losses ({pairs.attrs['rounding']})."
+        )
+    return " ".join(sentences)
 
 
 def aiming(
@@ -265,6 +291,7 @@ def aiming(
     report(
         run,
         _aiming_by_epoch(found),
+        _rounded_thetas(found),
         MINIBATCH_NOTE if found.attrs["gradient"] == "minibatch" else "",
         data=found,
         figures={group: lambda: analyzers.plots.aiming(found)},
@@ -304,6 +331,17 @@ def _aiming_by_epoch(aimed: "xr.Dataset") -> Table:
     if rows.step > 1:
         table.caption = f"One of every {rows.step} epochs is shown."
     return table
+
+
+def _rounded_thetas(aimed: "xr.Dataset") -> str:
+    is_known = aimed["cosine"].notnull() & (aimed["loss"] != 0)
+    rounded = int((is_known & aimed["theta"].isnull()).sum())
+    if not rounded:
+        return ""
+    return (
+        f"{rounded:,} steps have no theta: nothing but rounding is left of their product of gradient and "
+        f"x - x* ({aimed.attrs['rounding']})."
+    )
 
 
 def polyak_lojasiewicz(
@@ -377,10 +415,17 @@ def _smallest_mu(bounds: "xr.Dataset") -> Table:
 
 
 def _unbounded_steps(bounds: "xr.Dataset") -> str:
-    missing = int(bounds["n_missing"])
-    if not missing:
-        return ""
-    return (
-        f"{missing:,} of {bounds.sizes['step']:,} steps do not bound mu: their loss is not "
-        "above f*, or their loss or gradient norm is unknown."
-    )
+    rounded = int(bounds["n_rounded"])
+    missing = int(bounds["n_missing"]) - rounded
+    sentences = []
+    if missing > 0:
+        sentences.append(
+            f"{missing:,} of {bounds.sizes['step']:,} steps do not bound mu: their loss is not "
+            "above f*, or their loss or gradient norm is unknown."
+        )
+    if rounded:
+        sentences.append(
+            f"{rounded:,} of {bounds.sizes['step']:,} steps are left out: nothing but rounding is left "
+            f"of their loss minus f*, or of their gradient ({bounds.attrs['rounding']})."
+        )
+    return " ".join(sentences)

@@ -22,7 +22,7 @@ from analyzers._style import (
     ordered_colors,
 )
 from analyzers.conditions.arrays import largest_at_zero
-from analyzers.geometry.time_axis import by_time
+from analyzers.geometry.time_axis import by_time, middles_of
 
 EXCLUDED_COLOR: Final = "0.85"
 """Colour of the region alpha < beta + min_gap, whose pairs are not allowed."""
@@ -109,10 +109,15 @@ def feasible_set(
     # than negative margins.
     largest, smallest = _end_of_scale(shown), -_end_of_scale(-shown)
     norm = TwoSlopeNorm(0, smallest or -largest, largest or -smallest)
+    # Cells would have a jagged edge where the sign changes, because the colours of both signs differ
+    # most there.
     image = ax.pcolormesh(
-        alpha, beta, values, norm=norm, cmap=color or SIGNED, rasterized=True
+        *(alpha, beta, values),
+        norm=norm,
+        cmap=color or SIGNED,
+        shading="gouraud",
+        rasterized=True,
     )
-    # The first column of the image reaches to the left of the first alpha.
     left, right = np.append(0.0, alpha), np.append(-feasible.attrs["min_gap"], top)
     ax.fill_between(left, right, beta[-1], color=EXCLUDED_COLOR, linewidth=0)
     ticks = sorted({smallest, smallest / 2, 0.0, largest / 2, largest})
@@ -251,7 +256,7 @@ def aiming(aimed: xr.Dataset) -> Figure:
         mean = values.mean()
         curve = Curve(
             "",
-            mean["epoch"].values,
+            middles_of(by_epoch, time),
             mean.values,
             low=values.min().values,
             high=values.max().values,
@@ -302,7 +307,7 @@ def polyak_lojasiewicz(
         zip(orders, ordered_colors(len(orders)), strict=True)
     ):
         ax.semilogy(
-            least["epoch"],
+            middles_of(by_epoch, time),
             least.sel(delta=order),
             color=own if color is None else color,
             linestyle=LINE_STYLES[i % len(LINE_STYLES)],

@@ -97,6 +97,7 @@ def smoothness(
     *,
     measurement: str | None = None,
     layers: bool = False,
+    full_batch: bool = False,
     output: Output = TERMINAL,
 ) -> None:
     """Change of the gradient divided by the change of the parameters, by step.
@@ -115,6 +116,9 @@ def smoothness(
         recorded.
     layers : bool, default: False
         Also print the median of every layer.
+    full_batch : bool, default: False
+        Say that every step uses all data, if the recording does not say so: smoothness is
+        then that of the whole loss.
     output : Output
         Where results, tables and figures go.
     """
@@ -138,7 +142,7 @@ def smoothness(
     report(
         run,
         _medians(found, run.n_steps),
-        _examples_note(run, measurement),
+        _examples_note(run, measurement, full_batch=full_batch),
         by_layer,
         data=found["next step"],
         drawn_from=[*found.values()],
@@ -179,17 +183,14 @@ def _medians_by_layer(found: "xr.Dataset") -> Table:
     return table
 
 
-def _examples_note(run: "Run", measurement: str | None) -> str:
-    if measurement is not None or _is_full_batch(run):
+def _examples_note(run: "Run", measurement: str | None, *, full_batch: bool) -> str:
+    if measurement is not None or full_batch or uses_all_data(run.attrs):
         return ""
     return (
-        "Unless the run trained with the full batch, these gradients come from different "
-        "examples; for gradients of the same examples, train with --same-batch-every."
+        "Unless every step uses all data (say so with --full-batch), these gradients come "
+        "from different examples; for gradients of the same examples, train with "
+        "--same-batch-every."
     )
-
-
-def _is_full_batch(run: "Run") -> bool:
-    return uses_all_data(run.attrs)
 
 
 def convexity(
@@ -198,11 +199,12 @@ def convexity(
     reference: str = "final",
     reference_loss: float | None = None,
     measurement: str | None = None,
+    full_batch: bool = False,
     output: Output = TERMINAL,
 ) -> None:
     """Slack of convexity: the loss at the target minus the tangents at the iterates.
 
-    If the run trained with the full batch, also compares neighbouring iterates. Prints a
+    If every step uses all data, also compares neighbouring iterates. Prints a
     table by step. Writes results to RUN.analysis.zarr and a figure to RUN.figures, both
     next to the store.
 
@@ -219,6 +221,8 @@ def convexity(
         Loss of all data at the target. Default: the loss that the run recorded there.
     measurement : str, optional
         Use the losses and gradients of a measurement, such as full_batch.
+    full_batch : bool, default: False
+        Say that every step uses all data, if the recording does not say so.
     output : Output
         Where results, tables and figures go.
     """
@@ -227,6 +231,7 @@ def convexity(
         run if measurement is None else run.measured(measurement),
         reference=geometry.read_reference(reference, run),
         reference_loss=reference_loss,
+        full_batch=full_batch,
     )
     groups = [f"convexity-{geometry.result_group(lazy)}"]
     found = _execution.store_result(run, groups[0], lazy)
@@ -236,7 +241,7 @@ def convexity(
         f"Tangents at the iterates, towards {label}, where the loss is {loss:.6g}:",
         _slacks(found, ("slack",)),
     ]
-    if _is_full_batch(run):
+    if full_batch or uses_all_data(run.attrs):
         groups.append("convexity-adjacent")
         adjacent = _execution.store_result(
             run, groups[-1], analyzers.adjacent_convexity(run)
@@ -248,7 +253,7 @@ def convexity(
         parts.append(
             "Losses and gradients come from minibatches: means describe the whole loss, "
             "but single steps do not. If the run recorded full_batch, pass --measurement "
-            "full_batch for exact slacks."
+            "full_batch for exact slacks; if every step uses all data, pass --full-batch."
         )
     report(
         run,

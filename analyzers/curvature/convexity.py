@@ -44,7 +44,11 @@ LONG_NAMES: Final = {
 
 @accepts_path
 def convexity(
-    run: Run, *, reference: TargetLike = "final", reference_loss: float | None = None
+    run: Run,
+    *,
+    reference: TargetLike = "final",
+    reference_loss: float | None = None,
+    full_batch: bool = False,
 ) -> xr.Dataset:
     r"""Slack of convexity: the loss at x* minus the tangents at the iterates.
 
@@ -64,6 +68,8 @@ def convexity(
         measurement ``"full_batch"``: after the last step, or at the start of the epoch whose
         number is `reference`. If the run trained with the full batch, a loss logged at the
         first step of that epoch, or in a measurement ``"same_batch"`` at x*, also serves.
+    full_batch : bool, default: False
+        Say that every step of the run uses all data, if the recording does not say so.
 
     Returns
     -------
@@ -99,7 +105,7 @@ def convexity(
     """
     loss = _losses(run)
     if reference_loss is None:
-        reference_loss = _recorded_loss(run, reference)
+        reference_loss = _recorded_loss(run, reference, full_batch=full_batch)
     geometry = path_geometry(run, reference=reference)
     square = tables(run, "grad_norm")["grad_norm"].astype(np.float64) ** 2
     # lolr is <g, x - x*> / |g|^2, without the estimated distance to x*.
@@ -221,10 +227,10 @@ def _losses(run: Run) -> xr.DataArray:
     return tables(run, "loss")["loss"]
 
 
-def _recorded_loss(run: Run, reference: TargetLike) -> float:
+def _recorded_loss(run: Run, reference: TargetLike, *, full_batch: bool) -> float:
     """Return the loss over all data that was recorded at the target."""
     step_run = Run(run.stored.step_rows)
-    is_full = uses_all_data(step_run.attrs)
+    is_full = full_batch or uses_all_data(step_run.attrs)
     step = _step_of(step_run, reference)
     sources = [step_run] if is_full else []
     names = (FULL_BATCH, SAME_BATCH) if is_full else (FULL_BATCH,)

@@ -15,6 +15,9 @@ from trajstore.reading.run import Run
 CHANGE_RTOL: Final = 2.0**-19
 """Fraction of |g_(k-1)|^2 + |g_k|^2 below which |g_k - g_(k-1)|^2 is rounding."""
 
+LEAST_CHANGE: Final = 100.0
+"""Machine epsilons of the largest gradient below which the change of a gradient is rounding."""
+
 LONG_NAMES: Final = {
     "smoothness": (
         "change of the gradient over the change of the parameters",
@@ -66,8 +69,9 @@ def smoothness(
         the update, :math:`\langle g_k - g_{k-1}, u_{k-1} \rangle / |u_{k-1}|^2`: the
         second derivative of the loss along the update, averaged over the update. It is NaN
         unless every update is -lr times the gradient. Both are NaN at the first step, after
-        an update of 0, and where the change of the gradient is below its rounding error,
-        about one thousandth of the gradient.
+        an update of 0, and where the change of the gradient is below its rounding error:
+        about one thousandth of the gradient, or 100 machine epsilons of the largest gradient of
+        the run, as after it has converged to rounding.
 
     Raises
     ------
@@ -113,7 +117,10 @@ def smoothness(
         lr = later["lr"]
         later = later.drop_vars("lr").sum(LAYER, skipna=False).assign(lr=lr)
     change_sq = later["later_sq"] + later["earlier_sq"] - 2 * later["product"]
+    epsilon = np.finfo(np.float64 if run.spec.float64 else np.float32).eps
+    largest_sq = later["earlier_sq"].max(STEP)
     is_known = change_sq > CHANGE_RTOL * (later["later_sq"] + later["earlier_sq"])
+    is_known &= change_sq > (LEAST_CHANGE * epsilon) ** 2 * largest_sq
     moved_sq = later["moved_sq"].where(later["moved_sq"] > 0)
     values = {"smoothness": (change_sq.where(is_known) / moved_sq) ** 0.5}
     # The update is -lr times the earlier gradient.

@@ -1,6 +1,7 @@
 """Sub-command that measures RSI, EB and gamma of a run."""
 
 from functools import partial
+from math import isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from analyzers._reporting import (
     with_error,
 )
 from analyzers._reporting import report as print_report
+from trajstore.format.attrs import uses_all_data
 from trajstore.reading.ranges import as_ranges
 
 if TYPE_CHECKING:
@@ -123,11 +125,13 @@ def geometry(
         run,
         _direction(whole),
         _table(means),
+        *_errors(means),
         _mid_run_line(means),
         _walk_line(run, whole, means),
         *of_layers,
         _missing(means),
         _imprecise(means),
+        _planned(run),
         _status(run),
         data=means,
         drawn_from=shown,
@@ -177,16 +181,31 @@ def _walk_line(run: "Run", whole: "xr.Dataset", means: "xr.Dataset") -> str:
     leads |= reference == "final"
     if not leads or whole.attrs["direction"] != "gradient":
         return ""
-    excess = this.means_for_tables(analyzers.excess_gamma(whole, run))
+    if uses_all_data(run.attrs):
+        # A walk is the null model of noise.
+        return ""
+    excess = this.means_for_tables(this.subtract_null(whole, run))
     gamma = float(analyzers.mid_run(means)["gamma"])
     walk = gamma - float(analyzers.mid_run(_execution.load(excess))["excess"])
     if not walk > 0:
         return ""
     told = ", more than half of it" if walk > gamma / 2 else ""
+    told = ", which is larger" if walk > gamma else told
+    if optimizer := this.other_updates(run):
+        return (
+            "What would gamma be without a loss? Record a walk through the same optimizer, "
+            f"{optimizer}, with trajstore.evaluation.noise_gradients, and subtract it: "
+            "analyzers.excess_gamma(geometry, run, null=...). The walk of plain SGD with the same step "
+            f"lengths has gamma {walk:.3g} mid-run{told}; it is no null model of this run."
+        )
+    hint = (
+        ""
+        if run.stored.document.optimizer
+        else " For other optimizers than plain SGD, record a walk through the optimizer."
+    )
     return (
         f"A random walk with the same step lengths has gamma {walk:.3g} mid-run{told}: "
-        "analyzers.excess_gamma subtracts it. For other optimizers than plain SGD, record a walk "
-        "through the optimizer."
+        f"analyzers.excess_gamma subtracts it.{hint}"
     )
 
 
@@ -251,6 +270,32 @@ def _table(means: "xr.Dataset") -> Table:
     return table
 
 
+def _errors(means: "xr.Dataset") -> "list[Table | str]":
+    """Lay out the errors of quantities other than gamma, in percent; nothing if all are 0."""
+    names = {"rsi": "RSI", "eb": "EB", "lolr": "loLR", "distance": "distance"}
+    stderr = [means[f"{name}_stderr"].values for name in names]
+    if not any((each > 0).any() for each in stderr):
+        return []
+    dim = this.time_of(means)
+    table = make_table("epoch" if dim == "epoch" else "steps", *names.values())
+    for i in shown_rows(means.sizes[dim]):
+        values = [float(means[name].values[i]) for name in names]
+        errors = [float(each[i]) for each in stderr]
+        cells = [
+            _percent(value, error) for value, error in zip(values, errors, strict=True)
+        ]
+        table.add_row(this.label_of(means, i), *cells)
+    return ["Standard errors of these means, in percent of them:", table]
+
+
+def _percent(value: float, error: float) -> str:
+    """Return an error in percent of a value."""
+    share = abs(error / value) if value else nan
+    if isnan(share):
+        return "unknown"
+    return f"{100 * share:.2g}" if share <= 1 else "> 100"
+
+
 def _labels(means: "xr.Dataset", chosen: "npt.NDArray[np.bool_]") -> str:
     """Return the chosen epochs, or ranges of steps, in words."""
     if this.time_of(means) == "epoch":
@@ -286,6 +331,18 @@ def _imprecise(means: "xr.Dataset") -> str:
         f"Gamma is unknown in {_labels(means, unknown)}: its standard error is above 1. "
         "This happens in the last epoch if the learning rate decays and the recorder was "
         "not given `total_steps`."
+    )
+
+
+def _planned(run: "Run") -> str:
+    """Return a sentence about a number of steps that was not reached, at the cost of precision."""
+    planned = run.spec.total_steps
+    if planned is None or run.n_steps >= planned or run.status != "complete":
+        return ""
+    return (
+        f"The recorder was given total_steps={planned:,}, and {run.n_steps:,} steps were recorded. "
+        "The results are valid, but windows are shortened at the planned end only: the last epochs are "
+        "as imprecise as without total_steps. Give the true number next time, if it is known."
     )
 
 

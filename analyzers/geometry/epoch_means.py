@@ -24,6 +24,7 @@ from analyzers._engine.arrays.geometry import FROM_DISTANCE
 from analyzers.geometry.time_axis import (
     INDEPENDENT,
     N_RANGES,
+    ROUNDING_ERROR,
     STEP_ERRORS,
     WINDOW_STARTS,
     has_one_epoch,
@@ -156,9 +157,13 @@ def _means(geometry: xr.Dataset, groups: Groups, label: Any) -> xr.Dataset:
         )
     used = xr.broadcast(*(geometry[name] for name in averaged.needed))
     if geometry.attrs.get(STEP_ERRORS) == INDEPENDENT:
-        # No part of the errors is shared; the stated errors of the steps contain the distance's.
+        # Only rounding is shared; the stated errors of the steps contain the distance's.
+        floor = geometry.attrs.get(ROUNDING_ERROR, 0.0)
+        values = {q: abs(geometry[q]) for q in averaged.quantities}
         used = tuple(
-            v * 0 if name.endswith(FROM_DISTANCE) else v
+            v * 0 + floor * values[name.removesuffix(FROM_DISTANCE)]
+            if name.endswith(FROM_DISTANCE)
+            else v
             for name, v in zip(averaged.needed, used, strict=True)
         )
     used = tuple(variable.transpose("step", ...) for variable in used)

@@ -12,6 +12,9 @@ from analyzers.geometry.time_axis import time_of
 AVERAGED: Final = ("gamma", "excess")
 """Quantities of which the mean over epochs is taken; of others, the median."""
 
+DIFFERENCE: Final = "_difference"
+"""Suffix of a quantity minus that of the first run, in a comparison."""
+
 
 def middle_half(n: int) -> slice:
     """Return the middle half of n epochs, at least one: what "mid-run" means everywhere."""
@@ -38,7 +41,9 @@ def mid_run(means: xr.Dataset) -> xr.Dataset:
     xarray.Dataset
         Lazy if `means` is lazy, without the dimension ``epoch`` (or ``step``). ``gamma``,
         ``rsi``, ``eb``, ``lolr`` and ``distance``, or ``excess``, each with its standard error
-        (``_stderr``); float64, units of 1. NaN where no epoch of the middle half is known, and
+        (``_stderr``); float64, units of 1. Of a comparison also ``gamma_difference`` and others, minus
+        the summary of the first run, with ``_difference_stderr``: the error of both estimates,
+        not of other seeds. NaN where no epoch of the middle half is known, and
         in a comparison for runs without epochs if other runs have epochs.
 
     Notes
@@ -67,9 +72,32 @@ def mid_run(means: xr.Dataset) -> xr.Dataset:
         variables[name] = value.assign_attrs(old | {"long_name": long_name})
         label = f"standard error of the mid-run {kind} of {name}"
         variables[f"{name}_stderr"] = stderr.assign_attrs(long_name=label, units="1")
+        if f"{name}{DIFFERENCE}" in means:
+            variables |= _difference(means, name, value, stderr)
     return xr.Dataset(variables, attrs=means.attrs).drop_vars(
         ["last_step"], errors="ignore"
     )
+
+
+def _difference(
+    means: xr.Dataset, name: str, value: xr.DataArray, stderr: xr.DataArray
+) -> dict[str, xr.DataArray]:
+    """Return the summaries of a comparison, (run,), minus that of the first run."""
+    apart = means[f"{name}{DIFFERENCE}"]
+    # The first run, given again, is known to have the same values.
+    is_exact = means[f"{name}{DIFFERENCE}_stderr"] == 0
+    is_same = (is_exact | apart.isnull()).all("epoch")
+    error = (stderr**2 + stderr.isel(run=0) ** 2) ** 0.5
+    label = f"mid-run {name} minus that of the first run"
+    of_error = f"standard error of the {label}"
+    return {
+        f"{name}{DIFFERENCE}": (value - value.isel(run=0)).assign_attrs(
+            long_name=label, units="1"
+        ),
+        f"{name}{DIFFERENCE}_stderr": error.where(~is_same, 0 * error).assign_attrs(
+            long_name=of_error, units="1"
+        ),
+    }
 
 
 def used_epochs(means: xr.Dataset) -> xr.DataArray:

@@ -1,5 +1,6 @@
 """Gamma of a random walk, the null model of a training run."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,13 @@ from analyzers._engine.arrays.geometry import (
     DISTANCE_LIMIT,
     FROM_DISTANCE,
 )
+from analyzers._engine.optimizers import (
+    OPTIMIZER,
+    has_other_updates,
+    optimizer_text,
+)
 from analyzers.geometry.time_axis import STEP_ERRORS, WINDOW_STARTS
+from trajstore.format.shown import shown
 from trajstore.reading.accepts_path import RunLike, accepts_path, as_run
 from trajstore.reading.run import Run
 
@@ -123,6 +130,12 @@ def excess_gamma(
         layers or does not measure the gradients of steps, and `null` is not given; if
         `null` is empty, has other dimensions, or belongs to another kind of target or direction.
 
+    Warns
+    -----
+    UserWarning
+        If the stores say that the run and `null` have other optimizers or settings; or, without
+        `null`, that the updates of the run are not parallel to gradients, as with momentum or Adam.
+
     Notes
     -----
     Gamma of the walk of `random_walk_gamma` uses the directions of updates, while gamma of the
@@ -136,16 +149,31 @@ def excess_gamma(
     --------
     >>> import analyzers
     >>> geometry = analyzers.path_geometry(example_run)
-    >>> excess = analyzers.excess_gamma(geometry, example_run)
+    >>> excess = analyzers.excess_gamma(geometry, example_run, null=geometry)
     >>> means = analyzers.epoch_means(excess)
-    >>> means.excess_stderr.dims
-    ('epoch',)
+    >>> bool((means.excess == 0).all())  # over the run itself
+    True
     """
+    walks = [null] if isinstance(null, xr.Dataset) else null
+    excess = subtract_null(geometry, run, null=walks)
+    if walks is None:
+        told = _walk_of_updates(as_run(run))
+    else:
+        told = _other_optimizers(geometry, walks)
+    if told:
+        warnings.warn(told, stacklevel=2)
+    return excess
+
+
+def subtract_null(
+    geometry: xr.Dataset, run: RunLike, *, null: Sequence[xr.Dataset] | None = None
+) -> xr.Dataset:
+    """Return the result of `excess_gamma` without a warning of other optimizers."""
     own = _errors(geometry)
     if null is None:
         gamma_null, errors = _gamma_of_updates(geometry, as_run(run)), own
     else:
-        walks = [null] if isinstance(null, xr.Dataset) else list(null)
+        walks = list(null)
         gamma_null, of_null = _mean_walk(geometry, walks)
         errors = _joined(own, of_null)
     excess = geometry["gamma"] - gamma_null
@@ -160,6 +188,37 @@ def excess_gamma(
         attributes.pop(STEP_ERRORS, None)
     return xr.Dataset(
         {"gamma_null": gamma_null, EXCESS: excess, **errors}, attrs=attributes
+    )
+
+
+def other_updates(run: Run) -> str:
+    """Return the optimizer of a run whose updates are not parallel to gradients, else ""."""
+    return optimizer_text(run) if has_other_updates(run) else ""
+
+
+def _walk_of_updates(run: Run) -> str:
+    """Return a warning if the walk of updates is not that of the run's optimizer."""
+    if not (optimizer := other_updates(run)):
+        return ""
+    return (
+        f"{run.location} was trained with {optimizer}, whose updates are not parallel "
+        "to gradients, as the steps of the walk are: the excess may be negative without any "
+        "meaning. Record a walk through the same optimizer with "
+        "trajstore.evaluation.noise_gradients, and give its geometry as `null`."
+    )
+
+
+def _other_optimizers(geometry: xr.Dataset, null: Sequence[xr.Dataset]) -> str:
+    """Return a warning if walks have another optimizer than the run, where both are known."""
+    own = geometry.attrs.get(OPTIMIZER)
+    walked = [walk.attrs.get(OPTIMIZER) for walk in null]
+    others = sorted({str(text) for text in walked if text and own and text != own})
+    if not others:
+        return ""
+    return (
+        f"The run was trained with {shown(str(own))}, but `null` with "
+        f"{shown('; '.join(others))}: the excess also shows what these optimizers change. Record "
+        "the walk through the optimizer of the run, with the same settings."
     )
 
 

@@ -14,8 +14,15 @@ import numpy.typing as npt
 import xarray as xr
 from dask.delayed import Delayed
 
-from analyzers._engine.arrays.geometry import COVARIANCE, FROM_DISTANCE, USES_SUM
+from analyzers._engine.arrays.geometry import (
+    COVARIANCE,
+    FROM_DISTANCE,
+    ROUNDING_FLOOR,
+    USES_SUM,
+)
 from analyzers._engine.labels import describe, layer_names, step_coordinates
+from analyzers._engine.on_path import on_path
+from analyzers._engine.optimizers import OPTIMIZER, optimizer_text
 from analyzers._engine.rules import has_rule
 from analyzers._engine.slices import slices
 from analyzers._engine.tables import check_basis
@@ -23,6 +30,7 @@ from analyzers._engine.tasks import NAMES, geometry_tasks
 from analyzers.geometry.nonfinite_target import nonfinite_target
 from analyzers.geometry.time_axis import (
     INDEPENDENT,
+    ROUNDING_ERROR,
     STEP_ERRORS,
     WINDOW_STARTS,
     has_one_epoch,
@@ -43,7 +51,7 @@ again the anchors since the last keyframe before it."""
 RESULT_VALUES: Final = 1 << 20
 """Largest number of steps times layers in a chunk of the result."""
 
-ESTIMATOR: Final = 5
+ESTIMATOR: Final = 6
 """Version of the estimator, incremented when results change."""
 
 SOURCE: Final = (
@@ -120,7 +128,8 @@ def path_geometry(
         an int for the stored anchor at the start of that epoch, another
         run or the path of its store for its last iterate, or a mapping from parameter names to
         arrays or CPU tensors, in which other keys are ignored, or the path of a ``.npz``, ``.pt``
-        or ``.pth`` file with such a mapping.
+        or ``.pth`` file with such a mapping. Arrays and other runs are
+        recognised if they are an iterate of this run: ``attrs["reference_note"]`` names its step.
     layers : bool, default: False
         Measure each layer (parameter tensor) separately. All variables then have the
         dimension ``layer``, and g, x and x* consist of the elements of the layer.
@@ -251,6 +260,7 @@ def plan_geometry(
         "n_steps": run.n_steps,
         **_epochs(run, target),
         **_errors_of_steps(run),
+        **_optimizer(run),
         "window_sums": _window_sums(run),
         "direction": direction,
         "computed_from": computed_from(run, target, direction, layers=layers),
@@ -278,6 +288,12 @@ def _epochs(run: Run, target: Target) -> dict[str, int]:
     return found
 
 
+def _optimizer(run: Run) -> dict[str, str]:
+    """Return the name of the optimizer and its settings, if they are known."""
+    text = optimizer_text(run)
+    return {OPTIMIZER: text} if text else {}
+
+
 def _errors_of_steps(run: Run) -> dict[str, Any]:
     """Say how errors of steps are related, for means over parts of the only epoch."""
     if run.group.is_measurement:
@@ -290,6 +306,8 @@ def _errors_of_steps(run: Run) -> dict[str, Any]:
     if run.spec.exact or (is_tiny and not has_rule(run)):
         # Every parameter has a probe of its own, so that only rounding is left.
         found[STEP_ERRORS] = INDEPENDENT
+    if not run.spec.exact:
+        found[ROUNDING_ERROR] = ROUNDING_FLOOR[run.spec.float64]
     return found
 
 
@@ -354,6 +372,8 @@ def analysis_target(run: Run, reference: TargetLike) -> Target:
     if problem := nonfinite_target(run, target):
         warnings.warn(problem, stacklevel=5)
         target = replace(target, is_reported=True)
+    else:
+        target = on_path(run, target)
     if target.values is None:
         return target
     return replace(target, read=write_vector_file(target.values), values=None)

@@ -32,7 +32,7 @@ LABELS: Final = {
 }
 """Axis labels of the quantities."""
 
-EXCESS_LABEL: Final = {"excess": r"$\gamma - \gamma_0$"}
+ALL_LABELS: Final = LABELS | {"excess": r"$\gamma - \gamma_0$"}
 
 TITLES: Final = {
     "gamma": "cosine of gradient and $x - x^*$",
@@ -42,7 +42,7 @@ TITLES: Final = {
     "distance": "distance to $x^*$",
 }
 
-EXCESS_TITLE: Final = {"excess": "excess of $\\gamma$ over a null model"}
+ALL_TITLES: Final = TITLES | {"excess": "excess of $\\gamma$ over a null model"}
 
 LOG_QUANTITIES: Final = ("rsi", "eb")
 """Quantities that all figures show on a logarithmic axis."""
@@ -104,7 +104,13 @@ def epoch_means(
     -------
     matplotlib.axes.Axes
         The axes with the drawing.
+
+    Raises
+    ------
+    KeyError
+        If the means do not have the quantity.
     """
+    _check_quantity(means, name)
     if ax is None:
         ax = new_axes()
     dim = time_of(means)
@@ -132,26 +138,52 @@ def epoch_means(
         center = (start + stop) / 2
         ax.bar(center, high - low, width, low, color=drawn, alpha=0.2, label=band_label)
     if near is not None and final == "shade":
-        _shade(ax, means, near)
+        _shade(ax, means, near, color="0.88", zorder=0)
     _set_epochs(ax, edges_of(means))
     lines, (lows, highs) = others[name].values, _band(others, name, band=band)
     if scale == "log" or (scale is None and name in LOG_BY_EPOCH):
         set_log_scale(ax, lines, lows, highs)
     else:
         _set_limits(ax, lows, highs)
-    labels, titles = LABELS | EXCESS_LABEL, TITLES | EXCESS_TITLE
-    ax.set(xlabel=dim, ylabel=labels[name], title=titles[name])
+    ax.set(xlabel=dim, ylabel=ALL_LABELS[name], title=ALL_TITLES[name])
     if label is not None:
         draw_legend(ax)
     return ax
 
 
+def _check_quantity(means: xr.Dataset, *names: str) -> None:
+    """Raise if means lack quantities: those of the geometry have five, those of the excess one."""
+    held = [name for name in ALL_LABELS if name in means]
+    absent = [name for name in names if name not in held]
+    if not absent:
+        return
+    advice = f"Choose one of {held}."
+    if not held:
+        advice = "Give a result of analyzers.epoch_means or analyzers.range_means."
+    elif absent == ["excess"]:
+        advice = (
+            "Take the excess first: analyzers.epoch_means(analyzers.excess_gamma(geometry, run)), "
+            "for layers with null= the geometry of a recorded walk by layer."
+        )
+    elif held == ["excess"]:
+        advice = "Other quantities are in the means of the geometry itself."
+    shown = repr(absent[0]) if len(absent) == 1 else str(absent)
+    raise KeyError(f"No quantity {shown} in the means; they have {held}. {advice}")
+
+
 def _nearest(means: xr.Dataset) -> int | None:
     """Return the index of the epoch closest to the target; None if no other is known."""
-    n = means.sizes[time_of(means)]
-    if "distance_min" not in means:  # means of the excess, whose target is the end
-        return n - 1 if n > 1 else None
-    distances = means["distance_min"].values
+    dim = time_of(means)
+    n = means.sizes[dim]
+    if "distance_min" not in means:  # means of the excess
+        inside = means.attrs.get(f"reference_{dim}")
+        if inside is None:
+            return n - 1 if n > 1 else None
+        reached = np.flatnonzero(means[dim].values <= inside)
+        return int(reached[-1]) if n > 1 and len(reached) else None
+    # A sum over layers has a value where all layers do.
+    distances = means["distance_min"]
+    distances = distances.sum({"layer"} & {*distances.dims}, skipna=False).values
     is_known = np.isfinite(distances)
     return int(np.nanargmin(distances)) if is_known.sum() > 1 else None
 
@@ -164,8 +196,8 @@ def _band(means: xr.Dataset, name: str, *, band: bool) -> tuple[Any, Any]:
     return value - stderr, value + stderr
 
 
-def _shade(ax: Axes, means: xr.Dataset, near: int) -> None:
-    """Shade the epoch closest to the target, unless it is shaded already."""
+def _shade(ax: Axes, means: xr.Dataset, near: int, **style: Any) -> None:
+    """Mark the epoch closest to the target; the legend names it once."""
     start, stop = edges_of(means)[:, near]
     is_last = near == means.sizes[time_of(means)] - 1
     is_final = is_last and means.attrs.get("reference") == "final"
@@ -174,7 +206,7 @@ def _shade(ax: Axes, means: xr.Dataset, near: int) -> None:
         label = label.replace("epoch", "steps")
     if label in ax.get_legend_handles_labels()[1]:
         label = "_nolegend_"
-    ax.axvspan(start, stop, color="0.88", zorder=0, label=label)
+    ax.axvspan(start, stop, label=label, **style)
 
 
 def _set_epochs(ax: Axes, edges: Any) -> None:
@@ -222,7 +254,13 @@ def path_geometry(
     -------
     matplotlib.figure.Figure
         A new figure.
+
+    Raises
+    ------
+    KeyError
+        If the means do not have the quantity.
     """
+    _check_quantity(means, *LABELS)
     figure, axes = new_figure(2, 3, figsize=(12, 6.5))
     for name, ax in zip(LABELS, axes.flat, strict=False):
         epoch_means(means, name, final=final, band=band, ax=ax)
@@ -231,10 +269,15 @@ def path_geometry(
     legend.legend(
         *axes.flat[0].get_legend_handles_labels(), loc="center", frameon=False
     )
+    figure.suptitle(_subject(means))
+    return figure
+
+
+def _subject(means: xr.Dataset) -> str:
+    """Return the names of the run and of the target."""
     reference = means.attrs.get("reference", "")
     run = Path(means.attrs.get("run", "")).name
-    figure.suptitle(f"{name_text(run)}, $x^*$: {name_text(reference)}")
-    return figure
+    return f"{name_text(run)}, $x^*$: {name_text(reference)}"
 
 
 def layer_means(
@@ -247,7 +290,8 @@ def layer_means(
 ) -> Axes:
     """Draw the means of one quantity as an image, with layers as rows and epochs as columns.
 
-    Crosses mark means that are smaller than two standard errors.
+    Crosses mark means that are smaller than two standard errors, and hatching the epoch closest to
+    x*, usually the final epoch, which does not set the colours.
 
     Parameters
     ----------
@@ -255,7 +299,9 @@ def layer_means(
         As returned by `analyzers.epoch_means` or `analyzers.range_means` for a geometry with
         ``layers=True``.
     name : str, default: "gamma"
-        The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``.
+        The quantity: ``"gamma"``, ``"rsi"``, ``"eb"``, ``"lolr"`` or ``"distance"``;
+        or ``"excess"`` for means of `analyzers.excess_gamma`, whose `null` is the geometry of a
+        recorded walk by layer.
     ax : matplotlib.axes.Axes, optional
         Axes to draw on. Default: the axes of a new figure, taller for more layers.
     color : str or matplotlib.colors.Colormap, optional
@@ -268,17 +314,24 @@ def layer_means(
     -------
     matplotlib.axes.Axes
         The axes with the drawing.
+
+    Raises
+    ------
+    KeyError
+        If the means do not have the quantity.
     """
+    _check_quantity(means, name)
     dim = time_of(means)
     values = means[name].transpose("layer", dim)
     n_layers = values.sizes["layer"]
     if ax is None:
         ax = new_axes(figsize=(8, layer_height(n_layers)))
     unsure = abs(values) < 2 * means[f"{name}_stderr"].transpose("layer", dim)
-    before = values.isel({dim: slice(None, -1)}) if values.sizes[dim] > 1 else values
-    sure = before.where(~unsure)
+    near = _nearest(means)
+    others = values if near is None else values.drop_isel({dim: near})
+    sure = others.where(~unsure)
     # If the noise of one layer set the scale, all other layers would be pale.
-    largest = float(abs(sure if sure.notnull().any() else before).quantile(0.98))
+    largest = float(abs(sure if sure.notnull().any() else others).quantile(0.98)) or 1.0
     signed = bool((values < 0).any())
     middles = edges_of(means).mean(0)
     image = ax.pcolormesh(
@@ -290,7 +343,7 @@ def layer_means(
         vmax=largest,
         shading="nearest",
     )
-    text = LABELS[name] if label is None else drawable(label)
+    text = ALL_LABELS[name] if label is None else drawable(label)
     ax.figure.colorbar(image, ax=ax, label=text, extend="both")
     layer, epoch = unsure.values.nonzero()
     ax.plot(
@@ -301,11 +354,19 @@ def layer_means(
         markersize=3,
         markeredgewidth=0.6,
     )
+    if near is not None:
+        style = {"facecolor": "none", "edgecolor": "0.4", "hatch": "///"}
+        _shade(ax, means, near, linewidth=0, **style)
     draw_layer_names(ax, means["layer"].values)
     ax.invert_yaxis()
-    ax.set(
-        xlabel=dim,
-        title=f"{TITLES[name]} by layer\n(crosses: below two standard errors)",
+    notes = ["crosses: below two standard errors"]
+    if near is not None:
+        [hatched] = ax.get_legend_handles_labels()[1]
+        notes.append(f"hatched: {hatched}")
+    ax.set_xlabel(dim)
+    ax.set_title(
+        f"{ALL_TITLES[name]} by layer\n{_subject(means)}\n({'; '.join(notes)})",
+        fontsize="medium",
     )
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return ax

@@ -15,6 +15,9 @@ WINDOW_STARTS: Final = "window_starts"
 STEP_ERRORS: Final = "step_errors"
 """Attribute of a geometry whose errors are `INDEPENDENT` between steps."""
 
+ROUNDING_ERROR: Final = "rounding_error"
+"""Attribute of a geometry: the relative error from rounding that all its steps share."""
+
 INDEPENDENT: Final = "independent"
 
 
@@ -50,6 +53,16 @@ def by_time(
     size = size or -(-n // n_ranges)
     first = numbers[np.arange(n) // size * size]
     return plain.assign_coords(epoch=("step", first)), "step"
+
+
+def middles_of(steps: xr.Dataset, time: str) -> npt.NDArray[Any]:
+    """Return the places on an axis of the groups that `by_time` makes, (epoch,)."""
+    labels, codes = np.unique(steps["epoch"].values, return_inverse=True)
+    if time == "epoch":
+        return labels
+    numbers = steps["step"].values if "step" in steps.coords else np.arange(len(codes))
+    found: npt.NDArray[Any] = np.bincount(codes, numbers) / np.bincount(codes)
+    return found
 
 
 def edges_of(means: xr.Dataset) -> Any:

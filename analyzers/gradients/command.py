@@ -52,8 +52,8 @@ def zigzag(
     loss : str, default: loss
         Scalar whose decrease is attributed to segments, or "none" to skip this.
     smoothing : int, optional
-        Number of steps in the running mean of the loss, odd. Default: 1 for a run of
-        traj-train with full batches, else 11.
+        Number of steps in the running mean of the loss, odd. Default: 1 if the recording
+        says that every step uses all data, else 11.
     output : Output
         Where results, tables and figures go.
     """

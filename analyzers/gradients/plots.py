@@ -39,15 +39,18 @@ SHARES: Final = {
 COSINE: Final = "cosine of adjacent gradients"
 
 
-def zigzag(segments: xr.Dataset, curve: xr.Dataset, *, title: str = "") -> Figure:
+def zigzag(
+    segments: xr.Dataset, curve: xr.Dataset | None = None, *, title: str = ""
+) -> Figure:
     """Draw the cosines of a run, its loss, the shares of each kind of step, and the lag curve.
 
     Parameters
     ----------
     segments : xarray.Dataset
-        As returned by `analyzers.zigzag_segments`.
-    curve : xarray.Dataset
-        As returned by `analyzers.lag_curve`.
+        As returned by `analyzers.zigzag_segments`; or by `analyzers.zigzag`, whose cosines are
+        drawn in a single panel, by layer if it has layers.
+    curve : xarray.Dataset, optional
+        As returned by `analyzers.lag_curve`. Default: no lag curve.
     title : str, default: ""
         Title of the figure; the name of the run if empty.
 
@@ -55,14 +58,49 @@ def zigzag(segments: xr.Dataset, curve: xr.Dataset, *, title: str = "") -> Figur
     -------
     matplotlib.figure.Figure
         A new figure.
+
+    Raises
+    ------
+    KeyError
+        If `segments` is a result of another function.
     """
+    if "cosine" not in segments or "step" not in segments.dims:
+        raise KeyError(
+            f"No variable 'cosine' by step in the dataset; it has {list(segments.data_vars)} with "
+            f"the dimensions {list(segments.dims)}. Give a result of analyzers.zigzag_segments, "
+            "with that of analyzers.lag_curve, or a result of analyzers.zigzag."
+        )
+    name = title or name_text(Path(segments.attrs.get("run", "")).name)
+    if "running_cosine" not in segments:
+        ax = _cosines_of_steps(segments)
+        ax.figure.suptitle(name)
+        return ax.get_figure(root=True)
     figure, axes = new_figure(2, 2, figsize=(11, 6.5))
     zigzag_segments(segments, ax=axes[0, 0])
     segment_losses(segments, ax=axes[1, 0])
     segment_shares(segments, ax=axes[0, 1])
-    lag_curve(curve, ax=axes[1, 1])
-    figure.suptitle(title or name_text(Path(segments.attrs["run"]).name))
+    if curve is None:
+        axes[1, 1].axis("off")
+    else:
+        lag_curve(curve, ax=axes[1, 1])
+    figure.suptitle(name)
     return figure
+
+
+def _cosines_of_steps(cosines: xr.Dataset) -> Axes:
+    """Draw a result of `analyzers.zigzag`: points, or an image of layers."""
+    if "layer" in cosines.dims:
+        columns = cosines[["cosine"]].reset_coords(drop=True).rename(step="part")
+        return zigzag_layers(
+            columns.assign_coords(first=("part", cosines["step"].values))
+        )
+    ax = new_axes(figsize=(8, 3.6))
+    ax.plot(cosines["step"], cosines["cosine"], ".", color="0.35", markersize=2.5)
+    draw_zero(ax)
+    ax.set(ylim=(-1.08, 1.08), xlabel="step", ylabel="cosine")
+    ax.set_title(COSINE, fontsize="medium")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    return ax
 
 
 def zigzag_segments(

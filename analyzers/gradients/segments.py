@@ -25,7 +25,7 @@ from analyzers.gradients.arrays.segments import (
 from analyzers.gradients.defaults import THRESHOLD, WINDOW
 from analyzers.gradients.zigzag import zigzag
 from trajstore.format.arrays import STEP
-from trajstore.format.attrs import FULL_BATCH, training_settings
+from trajstore.format.attrs import uses_all_data
 from trajstore.reading.accepts_path import accepts_path
 from trajstore.reading.epochs import index_epochs
 from trajstore.reading.run import Run
@@ -97,7 +97,7 @@ def zigzag_segments(
         Name of the scalar whose decrease is attributed to segments; None to skip this.
     smoothing : int, optional
         Number of steps in the running mean of the loss, odd. Default: 11, or 1 if the run's
-        metadata says that it was trained on full batches, whose losses have no noise.
+        metadata says that every step uses all data, so that losses have no noise.
 
     Returns
     -------
@@ -317,8 +317,7 @@ def _displacement(run: Run, signs: FloatArray) -> Estimate:
 def check_smoothing(run: Run, smoothing: int | None) -> int:
     """Check the window of the running mean of losses, and return it or its default."""
     if smoothing is None:
-        is_full_batch = training_settings(run.attrs).get(FULL_BATCH, False)
-        return 1 if is_full_batch else WINDOW
+        return 1 if uses_all_data(run.attrs) else WINDOW
     if smoothing < 1 or smoothing % 2 == 0:
         raise ValueError(
             f"`smoothing` must be an odd number of steps, got {smoothing}; 1 leaves "

@@ -141,7 +141,10 @@ FIGURES: Final = {
         title="gamma of controls, of random walks, and relative to other points",
         panels=gamma_of_controls,
         needs=NEEDS_NETWORK,
-        note="These controls are not in the paper; its reviewers asked for them.",
+        note="These controls are not in the paper; its reviewers asked for them. With momentum and "
+        "Adam, updates are not parallel to gradients, so their gamma may lie below that of a "
+        "walk; and where later gradients undo earlier ones, noise has a larger gamma than "
+        "training. Neither is a wrong turn.",
     ),
     "measurements": PaperFigure(
         title="other gradients, updates, and gradients some steps apart",

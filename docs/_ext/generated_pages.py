@@ -20,8 +20,9 @@ ROOT = DOCS.parent
 
 INTRODUCTION = """\
 A message says what was found, what was expected, and what to do. Each entry shows a message as the
-source code has it, with placeholders in braces, the class of the error, and the module. Press
-Ctrl+F and type some words of your message."""
+source code has it, with placeholders in braces, the class of the error, and the module. The page has every
+text of the source code that is a sentence, so also notes that commands print, and sentences that
+are put together to a message. Press Ctrl+F and type some words of your message."""
 
 TOPICS = {
     "Recording": (
@@ -51,7 +52,8 @@ def error_page() -> str:
     others = (
         f"trajstore/{path.name}"
         for path in sorted((ROOT / "trajstore").iterdir())
-        if path.is_dir() and f"trajstore/{path.name}" not in listed
+        if (path.is_dir() or path.suffix == ".py")
+        and f"trajstore/{path.name}" not in listed
     )
     topics = TOPICS | {"Experiments": (*TOPICS["Experiments"], *others)}
     for topic, folders in topics.items():

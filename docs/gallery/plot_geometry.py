@@ -108,13 +108,26 @@ plots.losses_towards(losses_towards(runs[0.02], setup), ax=right)
 # ------------------
 # A :class:`~analyzers.plots.Panel` holds any curves of yours, and
 # :func:`~analyzers.plots.draw_panels` arranges panels like the figures of the papers. Here: gamma of
-# the run, and gamma of a random walk with steps of the same lengths.
+# the run, and gamma of a random walk through the same optimizer, whose gradients are noise with the
+# norms of the run's gradients.
 
-walk = analyzers.random_walk_gamma(runs[0.02]).groupby("epoch").mean()
-epoch = means[0.02].epoch.values[:-1]
-gamma = plots.Curve("run", epoch, means[0.02].gamma.values[:-1])
-null = plots.Curve("random walk", epoch, walk.values[:-1])
+from trajstore.evaluation import noise_gradients
+
+model = make_model()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+with trajstore.Recorder(
+    folder / "walk.zarr", model, optimizer, steps_per_epoch=n, total_steps=epochs * n
+):
+    for _ in noise_gradients(runs[0.02], model, optimizer):
+        optimizer.step()
+
+walk = analyzers.epoch_means(analyzers.path_geometry(folder / "walk.zarr")).compute()
+epoch = walk.epoch.values[:-1]
+curves = [
+    plots.Curve(name, epoch, each.gamma.values[:-1], each.gamma_stderr.values[:-1])
+    for name, each in {"run": means[0.02], "random walk": walk}.items()
+]
 panel = plots.Panel(
-    title="gamma and chance", ylabel="gamma", curves=(gamma, null), needs="a run"
+    title="gamma and chance", ylabel="gamma", curves=tuple(curves), needs="a run"
 )
 plots.draw_panels([panel], n_columns=1)

@@ -42,6 +42,7 @@ def test_a_path_is_opened(name: str, example_run: Path):
         assert type(function(path, **extra)) is type(of_run)
 
 
+@pytest.mark.filterwarnings("ignore:.*not parallel to gradients:UserWarning")
 def test_excess_gamma_takes_a_path(example_run: Path):
     geometry = analyzers.path_geometry(example_run)
     excess = analyzers.excess_gamma(geometry, str(example_run))

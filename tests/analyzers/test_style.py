@@ -367,3 +367,24 @@ def test_notebooks_show_a_figure_once(monkeypatch: pytest.MonkeyPatch):
         assert plt.gcf() is other
         assert plt.fignum_exists(figure.number) == is_open
     assert isinstance(pickle.loads(pickle.dumps(figure)), ShownOnce)
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_cosines_of_steps_are_drawn_by_the_plot_of_their_name(layers: bool):
+    dims = ("step", "layer") if layers else ("step",)
+    cosine = np.linspace(-1, 1, 6).reshape(3, 2) if layers else np.linspace(-1, 1, 3)
+    names = {"layer": ["a", "b"]} if layers else {}
+    coordinates = {"step": [4, 5, 6], "epoch": ("step", [0, 0, 1])} | names
+    data = xr.Dataset({"cosine": (dims, cosine)}, coordinates, {"run": "x/a.zarr"})
+    figure = plots.zigzag(data)
+    assert figure.get_suptitle() == "a.zarr"
+    ax = figure.axes[0]
+    if layers:
+        np.testing.assert_array_equal(ax.collections[0].get_array(), cosine.T)
+    else:
+        np.testing.assert_array_equal(
+            ax.lines[0].get_xydata(), np.c_[[4, 5, 6], cosine]
+        )
+    assert sum(each.axison for each in plots.zigzag(segments()).axes) == 3
+    with pytest.raises(KeyError, match=r"No variable 'cosine' by step .*lag_curve"):
+        plots.zigzag(lags())

@@ -47,6 +47,16 @@ def snippets(page: Path) -> list[str]:
     )
 
 
+def test_no_snippet_hides_in_a_list():
+    """Snippets that are indented, such as those of an item of a list, are not executed."""
+    hidden = [
+        page.stem
+        for page in PAGES
+        if re.search(r"^ +```python", page.read_text(), re.MULTILINE)
+    ]
+    assert hidden == []
+
+
 def test_a_test_executes_the_snippets_of_every_page():
     pages = {page.stem for page in PAGES if snippets(page)}
     assert pages == EXECUTED.keys() | HERE
@@ -117,7 +127,7 @@ def test_the_snippet_on_deep_linear_networks_runs(
 def test_the_snippets_on_figures_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
 ):
-    for name in ("run", "sgd", "adam"):
+    for name in ("run", "walk", "sgd", "adam"):
         shutil.copytree(example_run, tmp_path / f"{name}.zarr")
     monkeypatch.chdir(tmp_path)
     torch = pytest.importorskip("torch")
@@ -132,17 +142,25 @@ def test_the_snippets_on_figures_run(
 
 
 def test_the_snippet_on_null_models_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example_run: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     torch = pytest.importorskip("torch")
 
-    def make_model() -> Any:  # as in the example run
+    def make_model() -> Any:
         return torch.nn.Sequential(
             torch.nn.Linear(20, 40), torch.nn.Tanh(), torch.nn.Linear(40, 3)
         )
 
-    shutil.copytree(example_run, tmp_path / "run.zarr")
     monkeypatch.chdir(tmp_path)
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters())  # as on the page
+    inputs = torch.randn(16, 20, generator=torch.Generator().manual_seed(0))
+    options = {"steps_per_epoch": 12, "total_steps": 60}
+    with trajstore.Recorder("run.zarr", model, optimizer, **options):
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
     names = run_snippets("null-models", ALL, make_model=make_model)
     assert names["excess"].sizes == {"step": 60}
     assert np.isfinite(names["excess"].excess[:-1]).all()

@@ -18,6 +18,7 @@ import xarray as xr
 
 import analyzers
 import trajstore
+from analyzers.geometry.null import subtract_null
 
 HERE: Final = Path(__file__).resolve().parent
 
@@ -191,7 +192,7 @@ TOWARDS_FINAL: Final[Mapping[str, Callable[[trajstore.Run], xr.Dataset]]] = {
     "iterate-final": lambda run: tensors(trajstore.parameters_at(run)),
     "path_geometry-epoch-0": lambda run: geometry(run, 0),
     "path_geometry-mapping": lambda run: geometry(run, scaled_final(run)),
-    "excess_gamma": lambda run: analyzers.excess_gamma(geometry(run), run),
+    "excess_gamma": lambda run: subtract_null(geometry(run), run),
     "distance_travelled": analyzers.distance_travelled,
     "aiming": analyzers.aiming,
     "convexity": lambda run: analyzers.convexity(run, reference_loss=0.05),
@@ -384,7 +385,7 @@ SINGLE: Final[Mapping[str, Case]] = {
         stores["branch_half"], stores["full_batch"]
     ),
     "sketched/excess_gamma-epoch-2": On(
-        "sketched", lambda run: analyzers.excess_gamma(geometry(run, 2), run)
+        "sketched", lambda run: subtract_null(geometry(run, 2), run)
     ),
     "sketched/average_of_epochs": On(
         "sketched", lambda run: tensors(mean_of_epochs(run))

@@ -1,11 +1,13 @@
-"""Make environments with uv, install trajstore in each of them, and run the smoke checks.
+"""Make environments, install trajstore in each of them with pip, and run the smoke checks.
 
     python tests/smoke/environments.py lowest newest bare extras --python 3.11 3.12
 
-PyTorch is installed first and alone, because installers would otherwise fetch its CUDA build: give
-its requirement with ``--torch``, such as the CPU build of a wheel index in ``UV_INDEX``; without
-it, environments have no torch, and the checks of recording are skipped. ``--record`` adds what was
-installed to ``benchmarks/results/installations.json``, from which docs/compatibility.md is written.
+uv finds or fetches the interpreters, and the lowest versions. PyTorch is installed first and alone,
+once for each interpreter, and hard links take it into every environment that needs it: give its
+requirement with ``--torch``; an index of CPU builds belongs in ``PIP_EXTRA_INDEX_URL`` and
+``UV_INDEX``. Without ``--torch``, environments have no torch, and the checks of recording are
+skipped. ``--record`` adds what was installed to ``benchmarks/results/installations.json``, from
+which docs/compatibility.md is written.
 """
 
 import argparse
@@ -30,6 +32,9 @@ KINDS = ("lowest", "newest", "bare", "extras")
 SHOWN = ("torch", "numba", "numpy", "xarray", "zarr", "dask", "matplotlib", "scipy")
 """Packages whose versions are recorded."""
 
+# Most of the modules that would be compiled are never imported.
+INSTALL = ("-m", "pip", "install", "--quiet", "--no-compile")
+
 # Variables such as PYTHONPATH would let the environments see this source tree.
 CLEAN = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "NUMBA"))}
 
@@ -52,32 +57,50 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
+def make_environment(folder: Path, python: str, torch: str) -> Path:
+    """Make an environment, with PyTorch if a requirement is given, and return its interpreter."""
+    interpreter = folder / "bin" / "python"
+    if not torch:
+        run("uv", "venv", "--clear", "--quiet", "--seed", "--python", python, folder)
+        return interpreter
+    # PyTorch is several gigabytes, so it is installed once, and linked.
+    base = folder.parent / f"torch-{python}"
+    if not base.exists():
+        made = make_environment(base, python, "")
+        run(made, *INSTALL, torch)
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(base, folder, symlinks=True, copy_function=os.link)
+    return interpreter
+
+
 def check(
     wheel: Path, kind: str, extras: str, python: str, torch: str, folder: Path
 ) -> dict[str, str]:
     """Install the wheel with these extras into a new environment, check it, return versions."""
-    name = "-".join([kind, extras.replace(",", "-") or "none", python])
-    environment = folder / name
-    run("uv", "venv", "--clear", "--quiet", "--python", python, environment)
-    interpreter = environment / "bin" / "python"
-    install = ("uv", "pip", "install", "--quiet", "--python", interpreter)
+    environment = folder / "-".join([kind, extras.replace(",", "-") or "none", python])
     # The version of torch that is installed first stays.
     pinned = [torch] if torch and set(NEED_TORCH) & set(extras.split(",")) else []
-    if pinned:
-        run(*install, torch)
+    interpreter = make_environment(environment, python, torch if pinned else "")
+    install = (interpreter, *INSTALL)
     if kind == "lowest":
         # The lowest version of a dependency is the lowest that has a wheel for the interpreter.
         lowest = ("--resolution", "lowest-direct", "--only-binary", ":all:")
         named = [word for extra in extras.split(",") for word in ("--extra", extra)]
-        run(*install, *lowest, "-r", ROOT / "pyproject.toml", *named, *pinned)
+        versions, torches = environment / "lowest.txt", environment / "torch.txt"
+        torches.write_text("\n".join(pinned))
+        run(
+            *("uv", "pip", "compile", "--quiet", "--python", interpreter, *lowest),
+            *(ROOT / "pyproject.toml", *named, "-c", torches, "-o", versions),
+        )
+        run(*install, "--only-binary", ":all:", "-r", versions)
         run(*install, "--no-deps", wheel)
     else:
         run(*install, f"trajstore[{extras}] @ {wheel.as_uri()}", *pinned)
     run(interpreter, "-I", ROOT / "tests" / "smoke" / "smoke.py", *extras.split(","))
-    listed = run("uv", "pip", "list", "--python", interpreter, "--format", "json")
-    versions = {each["name"]: each["version"] for each in json.loads(listed)}
+    listed = run(interpreter, "-m", "pip", "list", "--format", "json")
+    versions_of = {each["name"]: each["version"] for each in json.loads(listed)}
     shutil.rmtree(environment)
-    return {package: versions[package] for package in SHOWN if package in versions}
+    return {name: versions_of[name] for name in SHOWN if name in versions_of}
 
 
 def extras_of(kind: str, torch: str) -> tuple[str, ...]:
@@ -92,15 +115,16 @@ def extras_of(kind: str, torch: str) -> tuple[str, ...]:
 def record(kind: str, extras: str, python: str, versions: dict[str, str]) -> None:
     """Add an installation to the results, in place of an older one of the same kind."""
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    key = {
+    key: dict[str, object] = {
         "kind": kind,
-        "extras": extras,
         "python": python,
         "system": f"{platform.system()} {platform.machine()}",
-        "with_torch": "torch" in versions,
     }
+    found = {"extras": extras, "with_torch": "torch" in versions}
+    if kind == "extras":
+        key |= found
     rows = [row for row in rows if any(row[k] != v for k, v in key.items())]
-    rows.append({**key, "versions": versions})
+    rows.append({**key, **found, "versions": versions})
     rows.sort(key=lambda row: (KINDS.index(row["kind"]), row["extras"], row["python"]))
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -134,6 +158,7 @@ def main() -> None:
                         continue
                     if given.record:
                         record(*place, versions)
+            shutil.rmtree(given.folder / f"torch-{python}", ignore_errors=True)
     sys.exit(f"Failed: {', '.join(failed)}" if failed else 0)
 
 

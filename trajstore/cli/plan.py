@@ -17,14 +17,14 @@ from trajstore.cli.console import print_json
 from trajstore.format.arrays import ENDED
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, PROBES, RunSpec
-from trajstore.planning.errors import ErrorRange, Rate
+from trajstore.planning.errors import N_MEASURED, ErrorRange, Rate
 from trajstore.planning.estimate import Plan, guess_layout, plan_recording
 from trajstore.planning.measured import (
     DECAYED_END_RATIOS,
     END_ERROR_RATIOS,
-    MEASURED_RUNS,
     Optimizer,
 )
+from trajstore.planning.process import PROCESS_MEMORY
 from trajstore.planning.search import best_plan, with_longer_windows
 
 UNITS: Final = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -101,11 +101,11 @@ def plan(
         Kind of optimizer: SGD without or with momentum, or another one. Means of epochs
         are most precise with SGD.
     like : str, optional
-        Recorded run of the same network, with the same optimizer and course of the learning
-        rate, whose geometry is stored: errors are extrapolated from its errors. It replaces
-        --params, --tensors and --model.
+        Finished run of the same network, with the same optimizer and course of the learning
+        rate: errors are extrapolated from its errors, with any sketch, probes and windows. It
+        replaces --params, --tensors and --model.
     stderr : float, optional
-        Largest standard error of gamma in one step of the middle half of the run.
+        Largest standard error of gamma in one step between the first and the last epoch.
     disk : str, optional
         Largest size of the store, such as 800MB or 5GB.
     json : bool, default: False
@@ -261,14 +261,14 @@ def _print(plan: Plan, *, tensors_are_estimated: bool, is_best: bool) -> None:
         console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
         return
     source = (
-        f"{len(MEASURED_RUNS)} runs of 0.03 to 0.8 million parameters. Trust the order of "
-        "magnitude, not the digits."
+        f"{N_MEASURED} runs of 0.005 to 0.8 million parameters: typical (8 of 10 runs). Record a "
+        "short run of yours, and give --like, to know them better."
     )
     if plan.like is not None:
-        source = "the errors of the recorded run."
-    console.print(
-        f"\nErrors of gamma: typical (smallest to largest), extrapolated from {source}"
-    )
+        source = (
+            "the errors of the recorded run: typical (another run of the same network)."
+        )
+    console.print(f"\nErrors of gamma are extrapolated from {source}")
     console.print("\nPass to Recorder:\n")
     console.print(_arguments(plan), markup=False, highlight=False, soft_wrap=True)
 
@@ -286,6 +286,7 @@ def _document(plan: Plan) -> dict[str, Any]:
         "memory": round(plan.memory),
         "memory_on_accelerator": round(plan.memory_with_parameters),
         "memory_of_host": round(plan.memory_of_host),
+        "memory_of_process": PROCESS_MEMORY,
         "stderr_of_step": plan.stderr()._asdict(),
         "stderr_of_epoch": (
             plan.stderr(mean_of=spec.steps_per_epoch)._asdict()
@@ -390,7 +391,7 @@ def _memory(plan: Plan) -> str:
     return (
         f"{_bytes(plan.memory)} with parameters on a CPU{size}; on an accelerator "
         f"{_bytes(plan.memory_with_parameters)}, and up to {_bytes(plan.memory_of_host)} on its "
-        "host"
+        f"host; and about {_bytes(PROCESS_MEMORY)} once for the process, for libraries and compiled loops"
     )
 
 

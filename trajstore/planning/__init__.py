@@ -1,7 +1,8 @@
 """Predict the size, the memory and the errors of a recording before it is made.
 
-Contents: the prediction for given options (`estimate`), and the choice of options for a
-given error or size (`search`).
+Contents: the prediction for given options (`estimate`), from errors of measured runs (`errors`) or of
+a similar recorded run (`similar`, `recorded`), and the choice of options for a given error or size
+(`search`).
 
 May import: `trajstore.format`, `trajstore.sketch` and the packages that they import; never torch.
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import hypot, log, sqrt
-from statistics import median
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -20,12 +19,13 @@ import numpy.typing as npt
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import PROBES, RunSpec
 from trajstore.planning.measured import (
-    MEAN_RATIOS,
+    BASIS_RATIOS,
     MEASURED_RUNS,
     SUM_RATIO,
-    MeasuredErrors,
+    WINDOW_SLOPE,
     Optimizer,
 )
+from trajstore.planning.parts import PARTS, Parts
 from trajstore.sketch.sketch import FOLD_VARIANCE, sketch_of
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -55,29 +55,19 @@ POINTS: Final = 500
 """Number of points of a run at which errors are predicted."""
 
 
+N_MEASURED: Final = len({*MEASURED_RUNS, *PARTS})
+"""Number of measured runs."""
+
+LEVELS: Final = (0.1, 0.5, 0.9)
+"""Shares of measured runs with smaller errors than the three values of an `ErrorRange`."""
+
+
 class ErrorRange(NamedTuple):
-    """Expected error: lowest, median and highest over the measured runs."""
+    """Expected error: that of most runs is between the first and the last value."""
 
     low: float
     typical: float
     high: float
-
-
-class Recorded(NamedTuple):
-    """Root-mean-square errors of gamma in a recorded run, mid-run, and those that plans predict."""
-
-    step: float
-    mean: float | None  # of epoch means; None if the run has too few epochs
-    planned_step: ErrorRange
-    planned_mean: ErrorRange | None
-
-    def scaled(self, planned: ErrorRange, *, mean_of: int) -> ErrorRange:
-        """Scale the errors that are planned for a similar run by those of this run."""
-        measured, predicted = self.step, self.planned_step
-        if mean_of > 1 and self.mean is not None and self.planned_mean is not None:
-            measured, predicted = self.mean, self.planned_mean
-        pairs = zip(planned, predicted, strict=True)
-        return ErrorRange(*sorted(measured * error / own for error, own in pairs))
 
 
 class Growth(NamedTuple):
@@ -136,45 +126,99 @@ class ExpectedErrors:
 
     def stderr(self, *, mean_of: int = 1) -> ErrorRange:
         """Return the standard error of gamma, averaged over `mean_of` steps of an epoch."""
-        errors = [self._stderr(run, mean_of) for run in MEASURED_RUNS.values()]
-        return ErrorRange(min(errors), median(errors), max(errors))
+        return ErrorRange(*(self._stderr(level, mean_of) for level in LEVELS))
 
-    def _stderr(self, measured: MeasuredErrors, mean_of: int) -> float:
-        # Measured runs have a constant rate. The largest measured basis is used that has no
-        # more vectors than the planned basis, or else the smallest.
-        bases = sorted(measured.ratios)
-        basis = max([r for r in bases if r <= self.basis], default=bases[0])
+    def _stderr(self, level: float, mean_of: int) -> float:
+        # `level` is the share of measured runs whose parts are smaller.
+        kind = self.optimizer or "adaptive"
+        of_kind = [parts for parts in PARTS.values() if parts.optimizer == kind]
+        by_ends = kind != "adaptive"
+        of_distance = [
+            parts
+            for parts in PARTS.values()
+            if (parts.optimizer != "adaptive") == by_ends
+        ]
         grown = self._grown(self.rate)
-        ratio = _interpolated(measured.shares, measured.ratios[basis], self.window)
-        ratio *= grown.signs / self._grown("constant").signs
+        longer = grown.signs / self._grown("constant").signs
+        ratio = longer * float(np.quantile(self._signs(), level))
         signs = self.plain * ratio
-        share = measured.epoch
-        there = growth("constant", n_steps=measured.n_steps, window=share, epoch=share)
-        ratios = MEAN_RATIOS[self.optimizer or "adaptive"]
-        by_ends = not ratios.distance
         turned = grown.ends if by_ends else grown.distance
-        rest = sqrt(PROBES / self.probes) * turned / there.distance
-        rest *= measured.from_distance[basis] * sqrt(self.crowding)
+        rest = turned * _quantile(of_distance, "distance", level)
+        rest *= sqrt(PROBES / self.probes * self.crowding) * self._of_basis("distance")
         if mean_of > 1:
             # What is known of a window's sum says less about a part of the window.
-            known = min(1.0, self.epoch / self.window)
-            left = ratios.signs**2
+            windows = self.window / self.epoch
+            with_sums = [parts for parts in of_kind if parts.has_sum]
+            left = _quantile(with_sums, "mean_signs", level) ** 2
             if by_ends:
                 # The sum of a window's updates is as uncertain as its ends.
-                ends = ratio * END_ERROR / sqrt(self.probes)
+                ends = ratio * END_ERROR * sqrt(self.crowding / self.probes)
+                ends *= _quantile(of_kind, "ends", level)
                 left = (left * signs**2 + ends**2) / (signs**2 + ends**2)
-            left = 1 - known * (1 - left) if self.has_sums else 1.0
+            left = left_in_mean(left, windows) if self.has_sums else 1.0
             signs *= sqrt(left / mean_of)
-            # All steps of a window share the errors of its ends.
-            distance = 1.0 if by_ends else ratios.distance
+            shared = _quantile(of_distance, "mean_distance_alone", level)
             if self.has_displacement_sums:
                 from_sum = SUM_RATIO * self.plain * sqrt(self.probes)
-                distance += known * (min(from_sum, distance) - distance)
-            rest *= distance
-        return hypot(signs, rest, ROUNDING * grown.signs / sqrt(mean_of))
+                known = _quantile(of_distance, "mean_distance", level)
+                known = min(hypot(known, from_sum), shared)
+                shared = left_in_mean(known, windows, most=shared)
+            rest *= shared
+        return hypot(signs, rest, ROUNDING * longer / sqrt(mean_of))
+
+    def _signs(self) -> list[float]:
+        """Return the error from signs over that of a plain sketch, by measured run."""
+        found = []
+        for run in MEASURED_RUNS.values():
+            # The largest measured basis is used that has no more vectors than the planned one.
+            bases = [r for r in run.ratios if r <= self.basis]
+            if bases:
+                ratios = run.ratios[max(bases)]
+                found.append(_interpolated(run.shares, ratios, self.window))
+        of_basis = self._of_basis("signs")
+        for name, parts in PARTS.items():
+            if name in MEASURED_RUNS:
+                continue
+            # Mean squares of the residual grow in proportion to the length of windows.
+            longer = 1 + WINDOW_SLOPE * self.window / parts.share
+            longer /= 1 + WINDOW_SLOPE
+            found.append(parts.signs * sqrt(longer) * of_basis)
+        return found
+
+    def _of_basis(self, part: Literal["signs", "distance"]) -> float:
+        """Return a part of the error relative to that with the largest measured basis."""
+        known = [b for b in BASIS_RATIOS if b <= self.basis]
+        signs, distance = BASIS_RATIOS[max(known)]
+        return signs if part == "signs" else distance
 
     def _grown(self, rate: Rate) -> Growth:
         return growth(rate, n_steps=self.n_steps, window=self.window, epoch=self.epoch)
+
+
+def left_in_mean(whole: float, windows: float, most: float = 1.0) -> float:
+    """Return what is left of an error in an epoch mean if sums of windows are known."""
+    # A window of one epoch leaves `whole`, and none leaves `most`; `windows` is the length of a
+    # window in epochs.
+    # Several windows in an epoch leave less of it; a longer one says less of the epoch.
+    if windows <= 1:
+        return whole * sqrt(windows)
+    return most - (most - whole) / windows
+
+
+def mean_distance_alone() -> float:
+    """Return the error of a mean distance relative to that of a step, if no sum tells it."""
+    of_kind = [parts for parts in PARTS.values() if parts.optimizer == "adaptive"]
+    return _quantile(of_kind, "mean_distance_alone", LEVELS[1])
+
+
+def mean_of_signs(kind: Optimizer) -> float:
+    """Return what is typically left of an error from signs in a mean if its window's sum is known."""
+    of_kind = [p for p in PARTS.values() if p.optimizer == kind and p.has_sum]
+    return _quantile(of_kind, "mean_signs", LEVELS[1])
+
+
+def _quantile(runs: list[Parts], name: str, level: float) -> float:
+    return float(np.quantile([getattr(parts, name) for parts in runs], level))
 
 
 def plain_error(spec: RunSpec, layout: Layout) -> float:

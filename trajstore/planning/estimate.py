@@ -40,11 +40,17 @@ from trajstore.planning.errors import (
     ErrorRange,
     ExpectedErrors,
     Rate,
-    Recorded,
     plain_error,
     probe_crowding,
 )
-from trajstore.planning.measured import Optimizer
+from trajstore.planning.measured import RUN_SPREAD, Optimizer
+from trajstore.planning.similar import (
+    Recorded,
+    Times,
+    scaled_mean,
+    scaled_step,
+    times_of,
+)
 from trajstore.sketch.deltas import n_codes
 from trajstore.sketch.vector_forms import are_compact, n_words
 from trajstore.sketch.window_sum import LEAST_STEPS, with_window_sums
@@ -235,6 +241,49 @@ class Plan:
         """Return the expected standard error of mid-run gamma, averaged over `mean_of` steps."""
         if self.spec.exact:
             return ErrorRange(0.0, 0.0, 0.0)
+        return (
+            self._scaled(self.like, mean_of)
+            if self.like
+            else self._extrapolated(mean_of)
+        )
+
+    def _scaled(self, like: Recorded, mean_of: int) -> ErrorRange:
+        """Return the errors of a similar run, scaled to the windows of this plan."""
+        similar = Plan(
+            spec=like.with_sketch_of(self.spec),
+            rate=like.rate,
+            optimizer=like.optimizer,
+        )
+        of_epoch = like.spec.steps_per_epoch
+        n = mean_of if mean_of > 1 else self.spec.steps_per_epoch
+        own, planned = similar._times(of_epoch), self._times(n)
+        error = scaled_step(like, self.spec, own, planned)
+        if mean_of > 1:
+            mean = scaled_mean(like, self.spec, own, planned) if of_epoch else None
+            if mean is None:
+                step, of_steps = (self._extrapolated(n).typical for n in (1, mean_of))
+                mean = error * of_steps / step
+            error = mean
+        if self.spec.basis == like.spec.basis:
+            ratios = ErrorRange(1.0, 1.0, 1.0)
+        else:
+            same = replace(self, spec=replace(self.spec, basis=like.spec.basis))
+            pairs = zip(
+                self._extrapolated(mean_of), same._extrapolated(mean_of), strict=True
+            )
+            ratios = ErrorRange(*sorted(other / found for other, found in pairs))
+        low, typical, high = (error * ratio for ratio in ratios)
+        return ErrorRange(low / RUN_SPREAD, typical, high * RUN_SPREAD)
+
+    def _times(self, mean_of: int | None) -> Times:
+        """Return the lengths of this plan that errors of a similar run are scaled by."""
+        n_steps, lengths = self.n_steps, self.windows.lengths
+        # Without epochs, the middle lacks a window at either end.
+        mean_of = mean_of or int(lengths.max())
+        return times_of(lengths, n_steps=n_steps, mean_of=mean_of)
+
+    def _extrapolated(self, mean_of: int) -> ErrorRange:
+        """Return the errors that measured runs predict."""
         epoch = self.window_share
         if self.spec.steps_per_epoch is not None:
             epoch = self.spec.steps_per_epoch / self.n_steps
@@ -255,10 +304,7 @@ class Plan:
         own = replace(expected, window=expected.epoch).stderr(mean_of=mean_of)
         share = self._share_of_own_windows
         pairs = zip(shared, own, strict=True)
-        errors = ErrorRange(
-            *(sqrt((1 - share) * s**2 + share * o**2) for s, o in pairs)
-        )
-        return self.like.scaled(errors, mean_of=mean_of) if self.like else errors
+        return ErrorRange(*(sqrt((1 - share) * s**2 + share * o**2) for s, o in pairs))
 
     @property
     def _share_of_own_windows(self) -> float:

@@ -1,64 +1,39 @@
 """Read the errors of a recorded run, from which a plan of a similar run extrapolates."""
 
 from dataclasses import replace
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
-from trajstore.planning.errors import Rate, Recorded
-from trajstore.planning.estimate import Plan
+from trajstore.planning.errors import Rate
 from trajstore.planning.measured import Optimizer
-from trajstore.reading.results import results_location
+from trajstore.planning.similar import ErrorsByOptions, Recorded
 from trajstore.reading.run import Run
-from trajstore.reading.stored_results import ExpectedArray, open_arrays
-
-GROUP: Final = "final"
-"""Group of results that holds the geometry relative to the last iterate."""
-
-STDERR: Final = "gamma_stderr"
-
-COVARIANCE: Final = "gamma_covariance"
-"""Covariance of a step's error with the sum of the errors of all steps in the same epoch."""
 
 SGD: Final = "torch.optim.sgd.SGD"
 
 
 def recorded_errors(run: Run, *, rate: Rate) -> Recorded:
-    """Return the errors of gamma in a run whose geometry is stored, and those of its plan."""
+    """Return a recorded run for plans of similar ones, or raise an error if it tells no errors."""
     if run.spec.exact:
         raise ValueError(
             f"{run.location} was recorded exactly, so it says nothing of the errors of sketches: "
             "give a run that was recorded with a sketch."
         )
-    n, every = run.n_steps, run.spec.steps_per_epoch
-    names = (STDERR, COVARIANCE)
-    stored = open_arrays(
-        results_location(run), GROUP, dict.fromkeys(names, ExpectedArray((n,)))
-    )
-    if stored is None:
+    if not run.has_final:
         raise ValueError(
-            f"There is no stored geometry of {run.location}, which tells its errors: run "
-            f"`traj-analyze geometry {run.location}` first."
+            f"{run.location} has not ended: its status is {run.status!r}. The target of a plan's "
+            "errors is the last iterate; give a run that has ended."
         )
-    stderr, covariance = (np.asarray(stored[name][:], np.float64) for name in names)
-    plan = Plan(
-        spec=replace(run.spec, total_steps=n), rate=rate, optimizer=optimizer_of(run)
-    )
-    # The steps of the middle, without the first and the last epoch or window.
-    edge = min(every or plan.windows.length, n // 4)
-    middle = slice(edge, n - edge)
-    step, mean, planned_mean = _rms(np.square(stderr[middle])), None, None
-    if every is not None and n >= 3 * every:
-        whole = covariance[every : n // every * every - every].reshape(-1, every)
-        mean = _rms(whole.sum(1) / every**2)
-        planned_mean = plan.stderr(mean_of=every)
+    # Analyses need further packages, and import them; this name is all that trajstore knows of them.
+    other_errors: Any = import_module("analyzers.geometry.other_errors")
+    errors: ErrorsByOptions = other_errors.OtherErrors(run)
+    step, mean = errors.of(run.spec)
     if not (step > 0 and (mean is None or mean > 0)):
         raise ValueError(
-            f"The stored geometry of {run.location} has no errors in the middle of the run: "
-            "they are 0 or not known."
+            f"{run.location} has no errors in the middle of the run: they are 0 or not known."
         )
-    return Recorded(step, mean, plan.stderr(), planned_mean)
+    spec = replace(run.spec, total_steps=run.n_steps)
+    return Recorded(spec=spec, rate=rate, optimizer=optimizer_of(run), errors=errors)
 
 
 def optimizer_of(run: Run) -> Optimizer:
@@ -68,9 +43,3 @@ def optimizer_of(run: Run) -> Optimizer:
         return "adaptive"
     settings = [changed for group in facts for _, changed in group.settings]
     return "momentum" if any(s.get("momentum") for s in settings) else "sgd"
-
-
-def _rms(variances: npt.NDArray[np.float64]) -> float:
-    """Return the root of the mean of the variances that are known, 0 without any."""
-    known = variances[np.isfinite(variances)]
-    return float(np.sqrt(np.maximum(known.mean(), 0))) if len(known) else 0.0

@@ -10,9 +10,10 @@ from rich.filesize import decimal
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, PROBES
 from trajstore.format.windows import Windows
-from trajstore.planning.errors import Rate, Recorded
+from trajstore.planning.errors import Rate
 from trajstore.planning.estimate import Plan, is_sgd, plan_recording
 from trajstore.planning.measured import Optimizer
+from trajstore.planning.similar import Recorded
 from trajstore.sketch.window_sum import with_window_sums
 
 SIGNS: Final = tuple(1 << k for k in range(12, 25))

@@ -155,6 +155,7 @@ def _is_groups(groups: object) -> TypeGuard[Sequence[Sequence[str]]]:
 def named_tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a model or mapping by name, each tensor once."""
     if isinstance(model, Mapping):
+        _check_tensors(model)
         # A tensor under several names is recorded under its first name, as in a module.
         first = {id(p): name for name, p in reversed([*model.items()])}
         return {name: p for name, p in model.items() if first[id(p)] == name}
@@ -166,6 +167,25 @@ def named_tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     *_, unwrapped = _layers(model)
     parameters = unwrapped.named_parameters()
     return {WRAPPER.sub("", name): p for name, p in parameters}
+
+
+def _check_tensors(model: Mapping[str, object]) -> None:
+    """Raise an error if values of a mapping are no tensors."""
+    others = [name for name, value in model.items() if not isinstance(value, Tensor)]
+    if not others:
+        return
+    kind = type(model[others[0]])
+    advice = "Give the tensors that training updates."
+    if isinstance(model[others[0]], np.ndarray):
+        advice = (
+            "torch.from_numpy(array) makes a tensor in the memory of an array, which shows every "
+            "update of the array; put its gradient, also a tensor, in .grad before recorder.step()."
+        )
+    raise TypeError(
+        f"{len(others)} of {len(model)} values of `model`, including {others[0]!r}, are no tensors "
+        f"but {kind.__module__}.{kind.__qualname__}; expected a mapping from name to torch.Tensor. "
+        f"{advice}"
+    )
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:

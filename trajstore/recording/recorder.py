@@ -352,7 +352,8 @@ class Recorder:
         Returns
         -------
         dict
-            Numbers, strings and one float32 tensor of the length of the parameters, on the CPU.
+            Numbers, strings, one float32 tensor of the length of the parameters, and sums of the
+            window of at most 2.4 MB, on the CPU.
             ``torch.load(..., weights_only=True)`` loads it. Empty on ranks that do not write.
         """
         if (steps := self._opened()) is None:

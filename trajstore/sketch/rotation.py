@@ -11,6 +11,11 @@ transforms the whole vector. Every block then gets the same share of every numbe
 this, blocks that y leaves empty would be wasted, and the blocks of z would differ in energy. Stores
 of `sketch_version` 1 lack this step.
 
+The square root of 2 is no number of float32: where the factors 1 / sqrt(n) of both transforms are not
+powers of 2, as for n = 2048, the rounded factors would make every sketch 7e-8 too small, and no mean
+would reduce that error. The first transform is then made smaller by sqrt(2), and the second larger,
+so that both factors are powers of 2 (`exponent_of`).
+
 The signs are fresh in every step, which makes the errors of different steps independent.
 The second round uses the signs of the first round with their halves swapped. If a vector has
 few large entries, the result of its first round depends on few signs, so the signs of the
@@ -40,20 +45,41 @@ def factors(block: int) -> tuple[int, ...]:
     return (*split, block)
 
 
+def exponent_of(n: int, *, is_second: bool) -> int:
+    """Return k: a transform of n numbers, a power of two, is multiplied by 2^-k."""
+    n_bits = n.bit_length() - 1
+    return n_bits // 2 if is_second else (n_bits + 1) // 2
+
+
 @cache
-def hadamard_matrix(n: int) -> FloatArray:
-    """Return the normalised Sylvester-Hadamard matrix (n, n); n is a power of two."""
+def sign_matrix(n: int) -> FloatArray:
+    """Return the Sylvester-Hadamard matrix of ones and minus ones, (n, n); n is a power of two."""
     matrix: FloatArray = np.ones((1, 1), np.float32)
     while len(matrix) < n:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    matrix /= np.sqrt(n)
     return matrix
 
 
+def hadamard_matrix(n: int, *, is_second: bool) -> FloatArray:
+    """Return the matrix of a transform of the first or the second round, float32 (n, n)."""
+    scale = np.float32(2.0 ** -exponent_of(n, is_second=is_second))
+    return sign_matrix(n) * scale
+
+
+@cache
+def hadamard_matrices(block: int, *, is_second: bool) -> tuple[FloatArray, ...]:
+    """Return the small matrices whose Kronecker product transforms a block."""
+    # All factors but the last one are 16, whose matrices are the same in both rounds.
+    return tuple(hadamard_matrix(n, is_second=is_second) for n in factors(block))
+
+
 def hadamard(
-    vectors: FloatArray, buffers: tuple[FloatArray, FloatArray] | None = None
+    vectors: FloatArray,
+    buffers: tuple[FloatArray, FloatArray] | None = None,
+    *,
+    is_second: bool,
 ) -> FloatArray:
-    """Apply the normalised Hadamard transform to each block of the last axis."""
+    """Apply the Hadamard transform of a round to each block of the last axis."""
     # A transform of size n1 n2 ... is the Kronecker product of transforms of sizes n1, n2,
     # ...: each factor is one small matrix product over one digit of the index. If buffers are
     # given, the result lies in one of them; `vectors` may be the second buffer.
@@ -61,16 +87,18 @@ def hadamard(
     block = size // n_blocks(size)
     out, spare = buffers or (np.empty_like(vectors), np.empty_like(vectors))
     z, rest = vectors, block
-    for factor in factors(block):
-        rest //= factor
-        _transform_digit(z, factor, rest, out)
+    for matrix in hadamard_matrices(block, is_second=is_second):
+        rest //= len(matrix)
+        _transform_digit(z, matrix, rest, out)
         z, out, spare = out, spare, out
     return z
 
 
-def _transform_digit(z: FloatArray, factor: int, rest: int, out: FloatArray) -> None:
-    """Transform over the index digit that has `factor` values and the place value `rest`."""
-    matrix = hadamard_matrix(factor)
+def _transform_digit(
+    z: FloatArray, matrix: FloatArray, rest: int, out: FloatArray
+) -> None:
+    """Transform over the index digit that has as many values as `matrix`, and the place value `rest`."""
+    factor = len(matrix)
     if rest == 1:
         # Over the last digit, a multiplication from the right is one large matrix product.
         np.matmul(z.reshape(-1, factor), matrix, out=out.reshape(-1, factor))
@@ -88,10 +116,10 @@ def rotate(
     vectors: FloatArray, signs: FloatArray, *, is_mixed: bool = False
 ) -> FloatArray:
     """Return vectors, float32 (..., size), rotated with random signs of the same shape."""
-    rotated = hadamard(signs * vectors)
+    rotated = hadamard(signs * vectors, is_second=False)
     if is_mixed:
         rotated = mix_blocks(rotated)
-    return hadamard(second_round(signs) * rotated)
+    return hadamard(second_round(signs) * rotated, is_second=True)
 
 
 def rotate_back(
@@ -105,7 +133,7 @@ def rotate_back(
     """Undo `rotate` with the same signs; return the vectors, float32 (..., size)."""
     # `hadamard` explains the buffers. A shorter `out` receives only the first entries.
     buffers = buffers or (np.empty_like(vectors), np.empty_like(vectors))
-    rotated = hadamard(vectors, buffers)
+    rotated = hadamard(vectors, buffers, is_second=True)
     # Apply `second_round` without a copy: decoding spends most of its time in this function.
     half = rotated.shape[-1] // 2
     rotated[..., half:] *= signs[..., : signs.shape[-1] - half]
@@ -113,7 +141,7 @@ def rotate_back(
     spare = buffers[0] if rotated is buffers[1] else buffers[1]
     if is_mixed and (mixed := mix_blocks(rotated, out=spare)) is spare:
         rotated, spare = mixed, rotated
-    rotated = hadamard(rotated, (spare, rotated))
+    rotated = hadamard(rotated, (spare, rotated), is_second=False)
     out = rotated if out is None else out
     n = out.shape[-1]
     return np.multiply(rotated[..., :n], signs[..., :n], out=out)
@@ -127,8 +155,14 @@ def mix_blocks(vectors: FloatArray, out: FloatArray | None = None) -> FloatArray
         return vectors
     shape = (*vectors.shape[:-1], n, -1)
     out = np.empty_like(vectors) if out is None else out
-    np.matmul(hadamard_matrix(n), vectors.reshape(shape), out=out.reshape(shape))
+    np.matmul(matrix_across(n), vectors.reshape(shape), out=out.reshape(shape))
     return out
+
+
+def matrix_across(n: int) -> FloatArray:
+    """Return the normalised Hadamard matrix that mixes n blocks, float32 (n, n)."""
+    matrix: FloatArray = sign_matrix(n) / np.float32(np.sqrt(n))
+    return matrix
 
 
 def second_round(signs: FloatArray) -> FloatArray:

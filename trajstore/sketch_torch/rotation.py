@@ -1,5 +1,7 @@
 """Rotate vectors in place in torch, as in `trajstore.sketch.rotation`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,21 +17,25 @@ class Rotation:
     ) -> None:
         n = n_blocks(size)
         block = size // n
-        self._matrices = [
-            torch.from_numpy(rotation.hadamard_matrix(n)).to(device)
-            for n in rotation.factors(block)
+        self._rounds = [
+            [
+                torch.from_numpy(matrix.copy()).to(device)
+                for matrix in rotation.hadamard_matrices(block, is_second=is_second)
+            ]
+            for is_second in (False, True)
         ]
         # Allocating this buffer in every step would cost more than the arithmetic.
         self._spare = torch.empty(size, dtype=torch.float32, device=device)
         self._block = block
-        across = rotation.hadamard_matrix(n) if is_mixed and n > 1 else None
-        self._across = None if across is None else torch.from_numpy(across).to(device)
+        self._across = None
+        if is_mixed and n > 1:
+            self._across = torch.from_numpy(rotation.matrix_across(n)).to(device)
 
     def __call__(self, vector: Tensor, signs: Tensor) -> None:
         """Rotate a vector, float32 (size,), in place with random signs (size,)."""
         half = len(vector) // 2
         vector.mul_(signs)
-        self._hadamard(vector)
+        self._hadamard(vector, self._rounds[0])
         if self._across is not None:
             n = len(self._across)
             mixed = self._spare.view(n, -1)
@@ -37,18 +43,19 @@ class Rotation:
             vector.copy_(self._spare)
         vector[:half].mul_(signs[half:])
         vector[half:].mul_(signs[:half])
-        self._hadamard(vector)
+        self._hadamard(vector, self._rounds[1])
 
-    def _hadamard(self, vector: Tensor) -> None:
+    def _hadamard(self, vector: Tensor, matrices: Sequence[Tensor]) -> None:
         """Apply the Hadamard transform block by block."""
         blocks = vector.split(self._block)
         spares = self._spare.split(self._block)
         for block, spare in zip(blocks, spares, strict=True):
-            self._transform(block, spare)
+            self._transform(block, spare, matrices)
 
-    def _transform(self, block: Tensor, spare: Tensor) -> None:
+    @staticmethod
+    def _transform(block: Tensor, spare: Tensor, matrices: Sequence[Tensor]) -> None:
         source, target = block, spare
-        for matrix in self._matrices:
+        for matrix in matrices:
             n = len(matrix)
             torch.mm(source.view(n, -1).T, matrix, out=target.view(-1, n))
             source, target = target, source

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from warnings import warn
 
 import numpy as np
@@ -43,6 +43,12 @@ from trajstore.store.lock import WriterLock, writer_lock
 from trajstore.store.row_table import RowTable
 
 Array = npt.NDArray[Any]
+
+
+OTHER_RUN: Final = (
+    "The store has not been changed. Resume with the model and the options of its recording, or "
+    "choose another path; overwrite=True deletes it."
+)
 
 
 class Window(NamedTuple):
@@ -178,6 +184,7 @@ class Writer:
                 [
                     f"{self.location} is the recording of a different run; differences:",
                     *problems,
+                    OTHER_RUN,
                 ]
             )
         if created not in {None, document.created}:

@@ -104,6 +104,9 @@ def displacement_product(
     advance = along * np.sqrt(_ratio(a_rest.sq, f_rest.sq))
     aside_probes = a_rest.probes - advance[:, None] * f_rest.probes
     aside = np.sqrt(np.maximum(a_rest.sq - advance**2 * f_rest.sq, 0))
+    if collisions is not None:
+        # The regression on the basis leaves v slightly oblique to the basis.
+        f_dot_v = float(f_dot_v - f_on_basis @ v.on_basis)
     share = _ratio(f_dot_v, f_rest.sq)
     v_probes = v.probes - share * f_rest.probes
     v_aside = np.sqrt(np.maximum(v.sq - share**2 * f_rest.sq, 0))
@@ -142,8 +145,7 @@ def displacement_product(
     stderr = np.sqrt(forms.variance() + rounded)
     value = advance * f_dot_v + aside * v_aside * cosine
     if collisions is not None:
-        # The regression on the basis leaves v slightly oblique to the basis.
-        value += (a_on_basis - advance[:, None] * f_on_basis) @ v.on_basis
+        value += a_on_basis @ v.on_basis
     return Product(
         Estimate(value, stderr),
         a_on_basis,
@@ -225,12 +227,14 @@ def layer_products(
     expected = cosine[:, None] * norms
     unit = np.square(norms)
     # The whole cosine is the mean of the layers' cosines, with these weights. Vectors of n
-    # elements have cosines of at least 1 / sqrt(n) by chance.
+    # elements have cosines of at least 1 / sqrt(n) by chance, and larger ones if they lie in few
+    # directions, as their cosines with past displacements show.
     of_whole = _ratio(norms, norms.sum(1, keepdims=True))
     told = np.isfinite(probed + expected + noise).all(1) & (whole.aside > 0)
     weights = _mean(of_whole, told)
     scale = np.square(1 - weights) + np.square(weights).sum() - weights**2
-    by_chance = scale / np.maximum(sizes, 1)
+    usual = _known_cosines_sq(whole, a_dot_basis, f_dot_basis, gram, aside, told)
+    by_chance = np.maximum(scale / np.maximum(sizes, 1), np.minimum(usual, scale))
     shared = np.square(_ratio(whole.estimate.stderr, norms.sum(1)))[:, None] * unit
     # The error of the whole is the sum of the errors of all layers, so it is a part of the error of a
     # layer's own probes: that of a layer with most of the norm is the same error.
@@ -357,6 +361,27 @@ def _independent(directions: FloatArray) -> float:
         return 1.0
     unit = _ratio(some, np.linalg.norm(some, axis=1, keepdims=True))
     return float(len(unit) ** 2 / max(np.square(unit @ unit.T).sum(), 1))
+
+
+def _known_cosines_sq(
+    whole: Product,
+    a_dot_basis: FloatArray,  # (step, layer, basis)
+    f_dot_basis: FloatArray,  # (layer, basis)
+    gram: FloatArray,  # (layer, basis, basis)
+    aside: FloatArray,  # (step, layer)
+    steps: npt.NDArray[np.bool_],
+) -> FloatArray:
+    """Return the mean squared cosines of the rest of `a` with past displacements, (layer,)."""
+    # The whole rest of `a` is orthogonal to them; how far layers are from that is known exactly.
+    # The first vector of the basis is the anchor, and no displacement.
+    own = a_dot_basis - np.einsum("lij,kj->kli", gram, whole.a_on_basis)
+    of_f = f_dot_basis - gram @ whole.f_on_basis
+    rest = (own - whole.advance[:, None, None] * of_f)[steps, :, 1:]
+    lengths = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1)[:, 1:])
+    cosines = np.clip(_ratio(rest, aside[steps, :, None] * lengths), -1, 1)
+    count = np.maximum((lengths > 0).sum(-1), 1)
+    squares: FloatArray = np.square(cosines).sum(-1)
+    return squares.sum(0) / (count * max(len(cosines), 1))
 
 
 def _rounding_sq(aside: FloatArray, *, has_end: bool) -> FloatArray:

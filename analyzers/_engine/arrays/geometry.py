@@ -14,6 +14,12 @@ QUANTITIES: Final = ("gamma", "rsi", "eb", "lolr", "distance")
 DISTANCE_LIMIT: Final = 0.3
 """Relative error of the distance above which first-order errors of its inverse mislead."""
 
+ROUNDING_FLOOR: Final = {False: 2.0**-23, True: 2.0**-26}
+"""Relative error that rounding may leave in any quantity, by whether the recording is in float64."""
+
+ROUNDED_TIMES: Final = {"rsi": 2}
+"""How many times a quantity that is divided by the distance more than once has that error."""
+
 USES_SUM: Final = "uses_window_sum"
 """Name of the mark of steps whose estimates meet the known displacement of their window."""
 

@@ -163,7 +163,7 @@ def energy_sums(
     window: int,
     found: Spread | None,
     rows: slice,
-    matrix: Float32Array,
+    matrix: FloatArray,
     pieces: Sequence[Piece],
     before: Callable[[slice, Sequence[Piece]], None] = lambda *_: None,
 ) -> EnergySums:
@@ -265,7 +265,7 @@ def displacement_products(
     run: Run,
     known: DisplacementWeights,
     rows: slice,
-    matrix: Float32Array,  # a vector in `rows` of the fold, (row, bucket)
+    matrix: FloatArray,  # a vector in `rows` of the fold, (row, bucket)
     part: slice,  # rows of `matrix` to use
     pieces: Sequence[Piece],  # `layer_pieces` of these rows
 ) -> FloatArray:

@@ -20,6 +20,9 @@ FloatArray = npt.NDArray[np.floating[Any]]
 COMPILED_FROM: Final = 1 << 28
 """Elements of all windows from which on a compiled loop is worth its import."""
 
+FINE_BITS: Final = 8
+"""Bits per number of sketches whose products are nearly as precise as those of float32."""
+
 CANCELLING: Final = 16
 """A displacement from a past anchor is not used where it is this many times shorter than a step of
 the path to it: float32 then lacks more than one of its digits."""
@@ -55,22 +58,29 @@ def window_products(
     """Return the inner products of `vectors`, float64 (layer, rank + 2, rank + 2)."""
     n = run.spec.basis + 2
     total = np.zeros((len(run.layout.names), n, n))
-    singles = np.empty((n, SEGMENT), np.float32)
+    vectors_of_segment = np.empty((n, SEGMENT), vector_dtype(run))
     add = add_products
     if run.n_windows * run.layout.size >= COMPILED_FROM:
         # Numba takes a third of a second to import.
+        vectors_of_segment = vectors_of_segment.astype(np.float32)
         add = import_module("analyzers._engine.arrays.compiled_products").add_products
     for whole, numbers in joined([part for _, part in pieces]):
-        vectors.write(whole, out=singles[:, : whole.stop - whole.start])
+        vectors.write(whole, out=vectors_of_segment[:, : whole.stop - whole.start])
         for layer, part in pieces[numbers]:
             start, stop = part.start - whole.start, part.stop - whole.start
-            add(singles, start, stop, total[layer])
+            add(vectors_of_segment, start, stop, total[layer])
     return total + np.tril(total, -1).swapaxes(-1, -2)
 
 
-def add_products(
-    vectors: npt.NDArray[np.float32], start: int, stop: int, total: FloatArray
-) -> None:
+def vector_dtype(run: Run) -> npt.DTypeLike:
+    """Return the type of vectors that are multiplied with each other and with sketches."""
+    # Rounding in float32 is the same in all steps of a window, and grows where vectors of the basis
+    # nearly cancel. The errors of other sketches are far larger.
+    is_fine = run.spec.bits_per_number >= FINE_BITS or run.spec.float64
+    return np.float64 if run.spec.is_packed and is_fine else np.float32
+
+
+def add_products(vectors: FloatArray, start: int, stop: int, total: FloatArray) -> None:
     """Add products of vectors, (vector, element), to the lower triangle of `total`."""
     doubles = vectors[:, start:stop].astype(np.float64)
     for i, vector in enumerate(doubles):

@@ -37,6 +37,7 @@ from analyzers._engine.vectors.fit import (
     Fit,
     fit_window,
     longest_steps,
+    vector_dtype,
     window_products,
 )
 from analyzers._engine.vectors.walk import WindowVectors, walk, window_steps
@@ -49,7 +50,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 Float32Array = npt.NDArray[np.float32]
 
 STEP_BYTES: Final = 128 << 20
-"""Bytes of decoded sketches that a task holds."""
+"""Bytes of decoded sketches that a task holds in the type of the residual."""
 
 
 class ResidualSums(NamedTuple):
@@ -114,7 +115,7 @@ def project(
     projected, whole = {}, segments(layout, whole_blocks)
     pieces = _cut_at_layers(run, rows, parts)
     # Buffers are allocated once: touching new memory costs more than the arithmetic.
-    matrix = np.empty((rows.stop - rows.start, width), np.float32)
+    matrix = np.empty((rows.stop - rows.start, width), vector_dtype(run))
     buckets = np.empty((_steps_per_batch(run, by_window), width), np.float32)
     longest = longest_steps(run, windows if not fits else range(0))
     with one_blas_thread():
@@ -147,7 +148,8 @@ def project(
 
 def _steps_per_batch(run: Run, by_window: Mapping[int, slice]) -> int:
     """Return the number of sketches to decode per batch; batches have similar sizes."""
-    most = max(1, STEP_BYTES // (4 * run.spec.sketch_numbers))
+    bytes_of_step = np.dtype(vector_dtype(run)).itemsize * run.spec.sketch_numbers
+    most = max(1, STEP_BYTES // bytes_of_step)
     longest: int = max(part.stop - part.start for part in by_window.values())
     return -(-longest // -(-longest // most))
 
@@ -162,7 +164,7 @@ def write_residual(
     *,
     parts: Parts,
     pieces: Pieces,
-    out: Float32Array,
+    out: FloatArray,
 ) -> ResidualSums:
     """Write column signs * v_perp / w to `out`, (row, bucket), and return sums of v_perp."""
     fold = run.stored.sketch_of(window).fold
@@ -187,7 +189,7 @@ def write_residual(
             )
     part_probes = _probe_parts(run, rows, out, parts=parts, pieces=pieces)
     collisions = _collisions(run, vectors, out, parts=parts)
-    inverse = (1 / sketch_weights(run, window)).astype(np.float32)
+    inverse = (1 / sketch_weights(run, window)).astype(out.dtype)
 
     def weigh(part: slice, own: Sequence[Piece]) -> None:
         for layer, i, columns in own:
@@ -243,7 +245,7 @@ def _subtract_fit(
     part: slice,
     fit: Fit,
     *,
-    out: Float32Array,
+    out: FloatArray,
 ) -> None:
     """Write to `out` the residual in `rows`: target - anchor minus its fit on the basis."""
     # `part` are the same rows, counted from the start of the vectors.
@@ -254,8 +256,8 @@ def _subtract_fit(
     flat = out.reshape(-1)
     flat[len(vectors.anchor) :] = 0
     rank = fit.coefficients.shape[-1]
-    scratch = np.empty((rank + 1, SEGMENT), np.float32)
-    coefficients = fit.coefficients.astype(np.float32)
+    scratch = np.empty((rank + 1, SEGMENT), out.dtype)
+    coefficients = fit.coefficients.astype(out.dtype)
     for whole, numbers in joined([part for _, part, _ in pieces]):
         vectors.write_known(whole, out=scratch[:, : whole.stop - whole.start])
         for layer, own, place in pieces[numbers]:
@@ -268,7 +270,7 @@ def _subtract_fit(
 
 
 def _add_signed_rows(
-    run: Run, rows: slice, matrix: Float32Array, total: Float32Array
+    run: Run, rows: slice, matrix: FloatArray, total: Float32Array
 ) -> None:
     """Add the rows of a vector to its fold for the probes, (bucket,)."""
     probes = run.stored.probes
@@ -281,7 +283,7 @@ def _add_signed_rows(
 
 
 def _probe_parts(
-    run: Run, rows: slice, matrix: Float32Array, *, parts: Parts, pieces: Pieces
+    run: Run, rows: slice, matrix: FloatArray, *, parts: Parts, pieces: Pieces
 ) -> FloatArray:
     """Return the probes of each part, (part, probe), or (0, probe) for a single part."""
     probes = run.stored.probes
@@ -302,7 +304,7 @@ def _probe_parts(
 
 
 def _collisions(
-    run: Run, vectors: WindowVectors, residual: Float32Array, *, parts: Parts
+    run: Run, vectors: WindowVectors, residual: FloatArray, *, parts: Parts
 ) -> Collisions:
     """Find elements that share probes, if the sketch and thus the network are small."""
     probes, layout = run.stored.probes, run.layout
@@ -350,7 +352,7 @@ def _estimates(
     rows: slice,
     steps: slice,
     buffer: Float32Array,
-    residual: Float32Array,
+    residual: FloatArray,
     *,
     parts: Parts,
     pieces: Pieces,
@@ -383,16 +385,19 @@ def contract(
     run: Run,
     rows: slice,
     decoded: Decoded,
-    residual: Float32Array,
+    residual: FloatArray,
     *,
     parts: Parts,
     pieces: Pieces,
 ) -> FloatArray:
     """Estimate <g, v_perp> over `rows` of the fold, float64 (step, part)."""
-    row_signs = decoded.row_signs[:, rows]
-    total = np.zeros((len(decoded.buckets), parts.count))
+    # The product has the type of the residual.
+    row_signs, buckets = decoded.row_signs[:, rows], decoded.buckets
+    if residual.dtype != buckets.dtype:
+        buckets = buckets.astype(residual.dtype)
+    total = np.zeros((len(buckets), parts.count))
     if not parts.are_layers:
-        products = decoded.buckets @ residual.T
+        products = buckets @ residual.T
         total[:, parts.largest] = (products * row_signs).sum(1, dtype=np.float64)
         if parts.count == 1:
             return total
@@ -402,11 +407,11 @@ def contract(
             continue
         whole_rows = [row for row, columns in places if columns == all_columns]
         if whole_rows:
-            products = decoded.buckets @ residual[whole_rows].T
+            products = buckets @ residual[whole_rows].T
             total[:, i] += (products * row_signs[:, whole_rows]).sum(1)
         for row, columns in places:
             if row not in whole_rows:
-                part = decoded.buckets[:, columns] @ residual[row, columns]
+                part = buckets[:, columns] @ residual[row, columns]
                 total[:, i] += part * row_signs[:, row]
     if not parts.are_layers:
         # The largest part is the whole without the others.

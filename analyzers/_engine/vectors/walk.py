@@ -7,7 +7,7 @@ is cheap: a walk decodes every anchor once, and keeps those that the basis still
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from trajstore.reading.run import Run
 from trajstore.reading.target import Target
 from trajstore.sketch.deltas import n_codes
 
-Float32Array = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.floating[Any]]
 
 READ_ELEMENTS: Final = 1 << 22
 """Elements of a vector to read in one batch: whole chunks of the store."""
@@ -26,16 +26,16 @@ READ_ELEMENTS: Final = 1 << 22
 class WindowVectors(NamedTuple):
     """Vectors of a window over a range of elements, each (element,).
 
-    All have the type of the anchors, float32 or float64.
+    The anchor and the target have the type of the anchors, float32 or float64.
     """
 
-    anchor: Float32Array
-    moves: Sequence[Float32Array]  # latest decoded differences of anchors, latest first
-    target: Float32Array
+    anchor: FloatArray
+    moves: Sequence[FloatArray]  # latest decoded differences of anchors, latest first
+    target: FloatArray
     # Displacement from the anchor to the next anchor, or to the last iterate in the last window.
-    advance: Float32Array
+    advance: FloatArray
 
-    def write(self, part: slice, out: Float32Array) -> None:
+    def write(self, part: slice, out: FloatArray) -> None:
         """Write the basis, target - anchor and the advance to `out`, (basis + 2, part)."""
         self.write_known(part, out[:-1])
         out[-1] = self.advance[part]
@@ -43,19 +43,20 @@ class WindowVectors(NamedTuple):
         if not np.isfinite(out[-1] @ out[-1]):
             out[-1][~np.isfinite(out[-1])] = 0
 
-    def write_known(self, part: slice, out: Float32Array) -> None:
+    def write_known(self, part: slice, out: FloatArray) -> None:
         """Write the basis and target - anchor to `out`, (basis + 1, part)."""
         # The basis consists of the anchor and its displacements from the anchors 1, 2, 4, ...
         # windows earlier. An empty basis lacks the anchor as well. Displacements are sums of
-        # decoded differences, as in the recorder: the anchors themselves are rounded.
+        # decoded differences, as in the recorder: the anchors themselves are rounded. They are added
+        # in the type of the anchors, whatever the type of `out`.
         anchor, rank = self.anchor[part], len(out) - 1
         if rank > 0:
             out[0] = anchor
         for j in range(rank - 1):
             earlier = [move[part] for move in self.moves[(1 << j) >> 1 : 1 << j]]
             terms = [out[j], *earlier] if j > 0 else earlier
-            _sum(terms, out=out[j + 1])
-        np.subtract(self.target[part], anchor, out=out[-1])
+            _sum(terms, out=out[j + 1], dtype=anchor.dtype)
+        np.subtract(self.target[part], anchor, out=out[-1], dtype=out.dtype)
 
     def cut(self, part: slice) -> "WindowVectors":
         """Return a part of every vector."""
@@ -91,7 +92,7 @@ def walk(
     decoded = run.stored.anchors.decode_each(
         range(first, until), elements, buffers, moves
     )
-    kept: dict[int, Float32Array] = {}
+    kept: dict[int, FloatArray] = {}
     ahead = first
     for c in windows:
         while ahead <= min(c + 1, last):
@@ -132,23 +133,23 @@ def window_steps(run: Run, steps: slice) -> dict[int, slice]:
     return {c: part for c, part in parts.items() if part.start < part.stop}
 
 
-def read_vector(read: Callable[[slice], Float32Array], elements: slice) -> Float32Array:
+def read_vector(read: Callable[[slice], FloatArray], elements: slice) -> FloatArray:
     """Read a large part of a vector, a few chunks at a time."""
     parts = [read(part) for part in slices(elements, READ_ELEMENTS)]
     return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
 
 
-def _end_of_run(run: Run, anchor: Float32Array, elements: slice) -> Float32Array:
+def _end_of_run(run: Run, anchor: FloatArray, elements: slice) -> FloatArray:
     if not run.has_final:
         return anchor
     return read_vector(partial(run.stored.vector, "final"), elements)
 
 
-def _sum(terms: Sequence[Float32Array], out: Float32Array) -> None:
-    """Write the sum of float32 vectors, added in turn, to `out`; 0 without terms."""
+def _sum(terms: Sequence[FloatArray], out: FloatArray, dtype: npt.DTypeLike) -> None:
+    """Write the sum of vectors, added in turn in a type, to `out`; 0 without terms."""
     if len(terms) < 2:
         out[:] = terms[0] if terms else 0
         return
-    np.add(terms[0], terms[1], out=out)
+    np.add(terms[0], terms[1], out=out, dtype=dtype)
     for term in terms[2:]:
-        out += term
+        np.add(out, term, out=out, dtype=dtype, casting="same_kind")

@@ -10,7 +10,7 @@ import xarray as xr
 
 from analyzers.geometry.epoch_means import epoch_means
 from analyzers.geometry.mid_run import middle_half
-from analyzers.geometry.null import excess_gamma
+from analyzers.geometry.null import subtract_null
 from analyzers.no_wrong_turns.claims.verdict import UNKNOWN, Measured, ratio
 from trajstore.reading.run import Run
 
@@ -86,7 +86,7 @@ def mid_run(quantity: str) -> Statistic:
 
 def excess_over_walk(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:
     """Return the mean excess of gamma over that of a random walk of the same step lengths."""
-    return mean_over(geometry.assign(excess_gamma(geometry, run)), "excess", epochs)
+    return mean_over(geometry.assign(subtract_null(geometry, run)), "excess", epochs)
 
 
 def distance_from_start(geometry: xr.Dataset, run: Run, epochs: Epochs) -> Measured:

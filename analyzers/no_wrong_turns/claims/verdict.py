@@ -9,6 +9,9 @@ Verdict = Literal["supported", "contradicted", "inconclusive"]
 DECISIVE_STDERRS: Final = 2.0
 """Number of standard errors from a limit at which a verdict is decisive."""
 
+ROUNDING: Final = 1e-14
+"""Relative error of the mean of equal numbers in float64."""
+
 
 class Measured(NamedTuple):
     """A number and its standard error."""
@@ -17,7 +20,9 @@ class Measured(NamedTuple):
     stderr: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} ± {self.stderr:.1g}"
+        # Equal numbers of several runs have a spread that is rounding.
+        is_rounding = self.stderr <= ROUNDING * abs(self.value)
+        return f"{self.value:.3g} ± {0 if is_rounding else self.stderr:.1g}"
 
 
 Numbers = Mapping[Any, Measured]

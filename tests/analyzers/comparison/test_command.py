@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
 
+import analyzers
 from tests.analyzers.geometry.seeded import Seeded
 
 torch = pytest.importorskip("torch")
@@ -78,6 +80,42 @@ def test_single_runs_are_not_compared_over_seeds(
     averaged = document["configurations"]["variables"]
     assert averaged["gamma_difference_verdict"]["values"] == ["", "unknown"]
     assert document["groups"] == ["compare", "compare-over-seeds"]
+
+
+def test_seeds_of_one_setting_are_compared_with_each_other(
+    stores: list[Path], traj_analyze: Callable[..., str]
+):
+    report, _, _ = traj_analyze("compare", stores[0], stores[2]).partition("Figures: ")
+    assert max(map(len, report.splitlines())) <= 80
+    assert "configuration difference" not in report
+    assert "Welch" not in report
+    assert "Differences from a" not in report
+    text = " ".join(report.split())
+    assert "Differences from run 1: 2 gamma" in text
+    assert "is the error of the recording alone" in text
+    assert "Means over the runs of each configuration" in text
+    lines = report.splitlines()
+    each = lines[next(i for i, line in enumerate(lines) if "Each run" in line) :]
+    [gamma] = [line for line in each[:6] if line.split()[:1] == ["gamma"]]
+    assert gamma.count("±") == 2
+    # The differences are those of Python.
+    compared = analyzers.compare([stores[0], stores[2]])
+    middle = analyzers.mid_run(compared).compute()
+    value = float(middle.gamma[1] - middle.gamma[0])
+    assert float(middle.gamma_difference[1]) == value
+    error = np.hypot(*middle.gamma_stderr.values)
+    assert float(middle.gamma_difference_stderr[1]) == pytest.approx(error)
+    assert f"{value:+.2g}"[:5] in text
+
+
+def test_figure_of_one_configuration_has_a_title_and_no_legend(stores: list[Path]):
+    averaged = analyzers.compare_over_seeds([stores[0], stores[2]]).compute()
+    figure = analyzers.plots.compare(averaged)
+    assert not figure.legends
+    assert figure.get_suptitle() == "AdamW"
+    n_panels = sum(ax.has_data() for ax in figure.axes)
+    assert "error bars" in figure.axes[n_panels].texts[0].get_text()
+    plt.close(figure)
 
 
 def test_unlike_optimizers_are_named(

@@ -92,12 +92,14 @@ def test_a_run_without_epochs_is_drawn_by_ranges_of_steps():
     ax = figure.axes[0]
     assert ax.get_xlabel() == "step"
     line = ax.lines[0]
-    np.testing.assert_array_equal(line.get_xdata(), np.arange(0, n, 5))
+    # Ranges stand at their middles, as in figures of the geometry.
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(2, n, 5))
     np.testing.assert_array_equal(line.get_ydata(), np.arange(0, n, 5) + 3.0)
     mu = (("step", "delta"), np.arange(n)[:, None] + 1.0)
     bounds = xr.Dataset({"mu": mu}, coordinates | {"delta": [1.0]}, {"gradient": "g"})
     ax = plots.polyak_lojasiewicz(bounds)
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), np.arange(0, n, 5) + 1.0)
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), np.arange(2, n, 5))
     assert ax.get_xlabel() == "step"
     plt.close("all")
 

@@ -36,7 +36,8 @@ def record(path: Path, **training: Any) -> Path:
         loss.backward()
         return loss
 
-    attrs = {"training": TRAINING | training}
+    settings = TRAINING | training
+    attrs = {"training": {k: v for k, v in settings.items() if v is not None}}
     with Recorder(
         path, model, optimizer, steps_per_epoch=1, exact=True, attrs=attrs
     ) as recorder:
@@ -121,7 +122,7 @@ def test_smoothness_of_minibatches_is_explained(
 ):
     copy = shutil.copytree(example_run, tmp_path / "run.zarr")
     output = traj_analyze("smoothness", copy)
-    note = "gradients of the same examples, train with --same-batch-every"
+    note = "these gradients come from different examples; for gradients of the same examples,"
     assert note in " ".join(output.split())
 
 
@@ -155,6 +156,33 @@ def test_a_lower_loss_at_the_end_is_a_violation(
     assert table(output, "steps")[-1][-2:] == ["100", "%"]
     assert "single steps do not" in " ".join(output.split())
     assert "neighbouring" not in output
+
+
+def test_full_batches_may_be_declared_after_recording(
+    tmp_path: Path, traj_analyze: Callable[..., str]
+):
+    store = record(tmp_path / "run.zarr", full_batch=None)
+    given = ("--reference-loss", "0")
+    output = " ".join(traj_analyze("convexity", store, *given).split())
+    assert "if every step uses all data, pass --full-batch" in output
+    assert "neighbouring" not in output
+    # The loss at x* was recorded in the measurement that repeats the batch of the last step.
+    output = traj_analyze("convexity", store, "--full-batch")
+    assert "Tangents at neighbouring iterates (plain descent)" in output
+    assert "single steps do not" not in " ".join(output.split())
+    found = stored(store, "convexity-final")
+    assert found.attrs["reference_loss"] == pytest.approx(
+        float(open_run(store).measured("same_batch").steps["loss"][-1])
+    )
+
+
+def test_smoothness_of_steps_that_use_all_data_needs_no_note(
+    example_run: Path, tmp_path: Path, traj_analyze: Callable[..., str]
+):
+    copy = shutil.copytree(example_run, tmp_path / "run.zarr")
+    assert "different examples" not in " ".join(
+        traj_analyze("smoothness", copy, "--full-batch").split()
+    )
 
 
 def test_layers_are_shown_separately(store: Path, traj_analyze: Callable[..., str]):

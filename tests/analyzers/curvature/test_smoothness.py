@@ -212,3 +212,22 @@ def test_noise_instead_of_gradients_has_the_level_of_noise(
     ratio = found * norms(path.updates[:-1]) / norms(path.gradients[1:])
     # With 21 parameters and 47 pairs, the mean has an error of about 5 percent.
     assert abs(np.mean(ratio**2) - 2) < 0.5
+
+
+def test_changes_of_gradients_that_are_rounding_are_not_known(tmp_path: Path):
+    """After descent has converged to rounding, the ratio would be anything."""
+    rng = np.random.default_rng(0)
+    A, b = rng.normal(size=(40, 8)), rng.normal(size=40)
+    x, curvatures = np.zeros(8), np.linalg.eigvalsh(A.T @ A / 40)
+    path, tensor = tmp_path / "run.zarr", torch.from_numpy(x)
+    with Recorder(path, {"x": tensor}, None, exact=True, total_steps=150) as recorder:
+        for _ in range(150):
+            gradient = A.T @ (A @ x - b) / 40
+            with recorder.step({"x": torch.from_numpy(gradient)}):
+                x -= gradient / curvatures[-1]
+    found = analyzers.smoothness(open_run(path))["smoothness"].values
+    known = found[np.isfinite(found)]
+    assert 20 < len(known) < 100
+    assert np.isnan(found[-40:]).all()
+    assert (known > 0.98 * curvatures[0]).all()
+    assert (known < 1.02 * curvatures[-1]).all()

@@ -20,6 +20,8 @@ import analyzers
 import trajstore
 from analyzers import cli
 from analyzers.geometry import command
+from tests.analyzers.geometry.test_null import walked
+from trajstore.format.optimizer_facts import GroupFacts
 
 Run = Callable[..., str]
 
@@ -326,3 +328,93 @@ def test_epoch_takes_one_line(
     assert len(lines) == 4
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "attrs", "expected"),
+    [
+        ((), {}, "which is larger: analyzers.excess_gamma subtracts it. For other"),
+        (
+            ("torch.optim.sgd.SGD", 0.0),
+            {},
+            "larger: analyzers.excess_gamma subtracts it.",
+        ),
+        (
+            ("torch.optim.sgd.SGD", 0.9),
+            {},
+            "Record a walk through the same optimizer, ",
+        ),
+        (("torch.optim.adam.Adam", 0.0), {}, "it is no null model of this run."),
+        (("torch.optim.adam.Adam", 0.0), {"full_batch": True}, ""),
+    ],
+)
+def test_null_model_of_the_optimizer_is_named(
+    optimizer: tuple[Any, ...], attrs: dict[str, Any], expected: str
+):
+    facts = [
+        GroupFacts(name, (0,), ((0, {"momentum": momentum}),))
+        for name, momentum in [optimizer][: len(optimizer)]
+    ]
+    run = walked(np.ones(8), facts)
+    run.attrs = attrs
+    epochs = xr.Coordinates({"epoch": ("step", np.arange(8) // 2)})
+    variables = {
+        f"{name}{suffix}": ("step", np.full(8, value))
+        for name in ("gamma", "rsi", "eb", "lolr", "distance")
+        for suffix, value in (
+            ("", 0.01),
+            *((f"_{part}", 1e-4) for part in ("stderr", "from_distance", "covariance")),
+        )
+    }
+    geometry = xr.Dataset(variables, epochs | {"step": np.arange(8)}).assign_attrs(
+        reference="final", direction="gradient"
+    )
+    means = analyzers.epoch_means(geometry)
+    found = command._walk_line(run, geometry, means)
+    assert expected in found
+    assert bool(found) == bool(expected)
+    if optimizer and optimizer[1]:
+        assert found.index("through the same optimizer") < found.index("excess_gamma")
+
+
+def test_errors_of_all_quantities_are_printed_in_percent(analysed: tuple[Path, str]):
+    store, printed = analysed
+    _, _, after = printed.partition(
+        "Standard errors of these means, in percent of them:"
+    )
+    rows = [line.split() for line in after.splitlines()[2:]]
+    assert rows[0] == ["epoch", "RSI", "EB", "loLR", "distance"]
+    means = analyzers.epoch_means(stored(store, "final"))
+    for i, row in enumerate(rows[1:6]):
+        assert row[0] == str(i)
+        for name, cell in zip(("rsi", "eb", "lolr", "distance"), row[1:], strict=True):
+            expected = 100 * means[f"{name}_stderr"][i] / abs(means[name][i])
+            assert cell == "> 100" or float(cell) == pytest.approx(expected, rel=0.06)
+
+
+def test_exact_results_have_no_table_of_errors():
+    shown = ("rsi", "eb", "lolr", "distance")
+    means = xr.Dataset({f"{name}_stderr": ("epoch", [0.0, 0.0]) for name in shown})
+    assert command._errors(means) == []
+    assert command._percent(0.0, 1.0) == "unknown"
+    assert command._percent(-2.0, 0.1) == "5"
+    assert command._percent(1.0, 3.0) == "> 100"
+
+
+@pytest.mark.parametrize(
+    ("planned", "status", "is_told"),
+    [
+        (1000, "complete", True),
+        (174, "complete", False),
+        (None, "complete", False),
+        (1000, "running", False),
+    ],
+)
+def test_steps_that_were_planned_and_not_taken_are_told(
+    planned: int | None, status: str, is_told: bool
+):
+    spec = SimpleNamespace(total_steps=planned)
+    run: Any = SimpleNamespace(spec=spec, n_steps=174, status=status)
+    found = command._planned(run)
+    assert ("total_steps=1,000, and 174 steps" in found) == is_told
+    assert bool(found) == is_told

@@ -1,6 +1,8 @@
 """Test ``analyzers.geometry.null``."""
 
 import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +16,20 @@ import xarray as xr
 import analyzers
 import trajstore
 from tests.analyzers.laziness import fail_if_computed
+from trajstore.format.optimizer_facts import GroupFacts
 
 
-def walked(norms: Any) -> Any:
+def walked(norms: Any, facts: Sequence[GroupFacts] = ()) -> Any:
     """Return the parts of a run that the null model reads."""
     values = np.asarray(norms, float)
     steps = xr.Dataset({"update_norm": ("step", values)})
     attributes = {
         "n_steps": len(values),
         "steps": steps.assign_coords(step=np.arange(len(values))),
-        "stored": SimpleNamespace(epochs=np.arange(len(values)) // 3),
+        "stored": SimpleNamespace(
+            epochs=np.arange(len(values)) // 3,
+            document=SimpleNamespace(optimizer=facts),
+        ),
         "location": "run.zarr",
     }
     # A run is recognised by its class.
@@ -184,6 +190,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*not parallel to gradients:UserWarning")
 def test_epoch_means_of_the_excess_agree_with_their_errors(seeded: Any):
     """Recorders with other seeds estimate one exact excess."""
     runs, nulls, _ = seeded
@@ -229,6 +236,7 @@ def test_several_walks_are_averaged_with_their_spread(seeded: Any):
     plt.close("all")
 
 
+@pytest.mark.filterwarnings("ignore:.*not parallel to gradients:UserWarning")
 def test_steps_with_an_imprecise_distance_are_left_out_of_the_mean(seeded: Any):
     run = seeded[0].runs[0]
     geometry = analyzers.path_geometry(run).compute()
@@ -243,3 +251,49 @@ def test_steps_with_an_imprecise_distance_are_left_out_of_the_mean(seeded: Any):
 def test_no_walks_are_refused():
     with pytest.raises(ValueError, match="`null` is empty"):
         analyzers.excess_gamma(measured("final"), walked(np.ones(9)), null=[])
+
+
+def facts(name: str, *settings: dict[str, float]) -> GroupFacts:
+    """Return facts of a group whose settings change in every step."""
+    return GroupFacts(name, (0,), tuple(enumerate(settings)))
+
+
+@pytest.mark.parametrize(
+    ("group", "is_plain"),
+    [
+        (facts("torch.optim.sgd.SGD", {"momentum": 0.0, "weight_decay": 0.1}), True),
+        (facts("trajstore.optim.sps_max.SPSmax"), True),
+        (facts("torch.optim.sgd.SGD", {"momentum": 0.0}, {"momentum": 0.9}), False),
+        (facts("torch.optim.adam.Adam"), False),
+    ],
+)
+def test_walk_of_updates_of_another_optimizer_than_sgd_is_warned_of(
+    group: GroupFacts, is_plain: bool
+):
+    run = walked(np.ones(9), [group])
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        excess = analyzers.excess_gamma(measured("final"), run)
+    assert excess.excess.notnull().all()
+    expected = rf"run.zarr was trained with {group.optimizer}\(.*noise_gradients"
+    assert [bool(re.match(expected, str(w.message))) for w in found] == (
+        [] if is_plain else [True]
+    )
+    assert all(w.filename == __file__ for w in found)
+
+
+def test_walk_of_another_optimizer_is_warned_of(seeded: Any):
+    run = seeded[0].runs[0]
+    geometry, walk = (analyzers.path_geometry(t.runs[0]) for t in seeded[:2])
+    assert geometry.optimizer.startswith("torch.optim.adamw.AdamW(")
+    assert "weight_decay=0.01" in geometry.optimizer
+    analyzers.excess_gamma(geometry, run, null=walk)  # no warning
+    older = walk.copy()
+    del older.attrs["optimizer"]
+    analyzers.excess_gamma(geometry, run, null=[walk, older])
+    other = walk.assign_attrs(optimizer="torch.optim.sgd.SGD(momentum=0.9)\x1b")
+    with pytest.warns(
+        UserWarning, match=r"trained with torch.optim.adamw.*`null` with .*0.9\)\\x1b:"
+    ) as found:
+        analyzers.excess_gamma(geometry, run, null=[walk, other])
+    assert found[0].filename == __file__

@@ -16,6 +16,7 @@ from matplotlib.patches import Polygon, Rectangle
 import analyzers
 import trajstore
 from analyzers import plots
+from analyzers.geometry import plots as plots_module
 
 QUANTITIES = ("gamma", "rsi", "eb", "lolr", "distance")
 
@@ -78,12 +79,11 @@ def bars(ax: Axes) -> np.ndarray:
     return np.array([np.asarray(segment)[:, 1] for segment in artist.get_segments()])
 
 
-def shades(ax: Axes) -> list[Any]:
+def shades(ax: Axes, label: str = "final epoch") -> list[Any]:
     return [
         patch
         for patch in ax.patches
-        if isinstance(patch, (Rectangle, Polygon))
-        and patch.get_label() == "final epoch"
+        if isinstance(patch, (Rectangle, Polygon)) and patch.get_label() == label
     ]
 
 
@@ -296,3 +296,65 @@ def test_figures_of_a_run_are_saved_without_a_warning(
         plots.layer_means(by_layer.compute(), name)
         plt.savefig(tmp_path / f"{name}.png")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3
+
+
+def excess_of(means: xr.Dataset) -> xr.Dataset:
+    """Return means as those of an excess, whose values are those of gamma."""
+    endings = ("", "_stderr", "_min", "_max")
+    held = {f"excess{end}": means[f"gamma{end}"] for end in endings}
+    return xr.Dataset(held, attrs=means.attrs)
+
+
+def test_excess_of_layers_is_drawn():
+    ax = plots.layer_means(excess_of(synthetic(4, layers=3)), "excess")
+    assert mesh(ax).get_array().shape == (3, 4)  # type: ignore[union-attr]
+    assert "excess" in ax.get_title()
+    assert ax.figure.axes[1].get_ylabel() == r"$\gamma - \gamma_0$"
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (
+            lambda: plots.layer_means(synthetic(4, layers=2), "excess"),
+            r"No quantity 'excess' in the means; they have .*null= the geometry of a",
+        ),
+        (lambda: plots.epoch_means(synthetic(4), "excess"), "Take the excess first"),
+        (lambda: plots.epoch_means(synthetic(4), "cosine"), r"Choose one of \['gamma'"),
+        (
+            lambda: plots.epoch_means(excess_of(synthetic(4))),
+            r"they have \['excess'\]. Other",
+        ),
+        (lambda: plots.path_geometry(excess_of(synthetic(4))), "Other quantities"),
+        (
+            lambda: plots.layer_means(synthetic(4).rename(gamma="a")[["a"]]),
+            r"No quantity 'gamma' in the means; they have \[\]. Give a result",
+        ),
+    ],
+)
+def test_a_quantity_that_means_lack_is_named(draw: Any, message: str):
+    with pytest.raises(KeyError, match=message):
+        draw()
+    assert not plt.get_fignums()
+
+
+def test_figure_of_layers_names_the_run_and_marks_the_epoch_of_the_target():
+    means = synthetic(5, layers=2)
+    [mark] = shades(ax := plots.layer_means(means))
+    assert "digits.zarr, $x^*$: final\n(crosses" in ax.get_title()
+    assert "hatched: final epoch" in ax.get_title()
+    assert mark.get_x() == 3.5
+    # A target inside the run.
+    means["distance_min"][:] = np.array([3, 2, 0.1, 2, 3.0])[:, None]
+    means["gamma"][2] = 50
+    ax = plots.layer_means(means.assign_attrs(reference="snapshot warm"))
+    assert "hatched: epoch closest to" in ax.get_title()
+    [mark] = shades(ax, plots_module.NEAR_NOTE)
+    assert (mark.get_x(), mark.get_width()) == (1.5, 1.0)
+    assert mesh(ax).norm.vmax == pytest.approx(100, rel=0.1)
+
+
+def test_excess_relative_to_a_target_inside_the_run_marks_its_epoch():
+    means = excess_of(synthetic(5)).assign_attrs(reference_epoch=2)
+    [mark] = shades(plots.epoch_means(means, "excess"), plots_module.NEAR_NOTE)
+    assert mark.get_x() == 1.5

@@ -112,8 +112,12 @@ def test_shares_by_criterion_are_those_of_its_segments(run: Run):
                 np.testing.assert_array_equal(variable, one[name], err_msg=str(name))
 
 
-def test_losses_of_full_batches_are_taken_as_they_are(tmp_path: Path):
-    attrs = {"training": {"full_batch": True}}
+@pytest.mark.parametrize(
+    "attrs", [{"training": {"full_batch": True}}, {"full_batch": True}], ids=str
+)
+def test_losses_of_full_batches_are_taken_as_they_are(
+    tmp_path: Path, attrs: dict[str, Any]
+):
     full = descend(tmp_path / "full.zarr", [0.1] * 20, [1.0], attrs=attrs)
     other = descend(tmp_path / "other.zarr", [0.1] * 20, [1.0])
     assert analyzers.zigzag_segments(full).attrs["smoothing"] == 1

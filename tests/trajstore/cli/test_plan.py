@@ -206,7 +206,8 @@ def test_a_plan_says_where_the_memory_lies(
     printed = " ".join(run(LARGE, monkeypatch, capsys).split())
     assert (
         "memory 13.0 GB with parameters on a CPU, 2.5 float32 vectors of the parameters; "
-        "on an accelerator 18.2 GB, and up to 6.5 GB on its host"
+        "on an accelerator 18.2 GB, and up to 6.5 GB on its host; and about 240.0 MB once for the "
+        "process"
     ) in printed
     # Three vectors, compact on a CPU, and two codes; a code and a keyframe.
     assert 0 < plan.memory - 10 * plan.layout.size < 60e6

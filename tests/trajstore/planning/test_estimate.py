@@ -16,7 +16,7 @@ from trajstore.format.arrays import DISPLACEMENT_CODES, SUM_SIGNS
 from trajstore.format.layout import Layout
 from trajstore.format.run_spec import BASIS, SKETCH_BITS
 from trajstore.format.windows import Windows
-from trajstore.planning.errors import Rate
+from trajstore.planning.errors import Rate, mean_of_signs
 from trajstore.planning.estimate import (
     COMPRESSION,
     Plan,
@@ -24,10 +24,7 @@ from trajstore.planning.estimate import (
     plan_recording,
     window_starts,
 )
-from trajstore.planning.measured import (
-    MEAN_RATIOS,
-    Optimizer,
-)
+from trajstore.planning.measured import Optimizer
 from trajstore.reading.run import open_run
 from trajstore.sketch.sketch import sketch_of
 
@@ -216,7 +213,7 @@ def test_error_falls_with_the_root_of_signs_and_steps():
     # For both numbers of signs, the fold has many rows.
     assert error(1 << 12) == pytest.approx(4 * error(1 << 16), rel=0.02)
     independent = error(1 << 12) / 4
-    known = MEAN_RATIOS["sgd"].signs
+    known = mean_of_signs("sgd")
     assert error(1 << 12, 16) == pytest.approx(known * independent, rel=0.02)
 
 
@@ -267,8 +264,9 @@ def test_sums_of_updates_make_means_under_sgd_more_precise():
     assert means[-1] == error(None, 40, 40)
     # The sum of a long window says little about one epoch.
     step = error("sgd", 40, 1)
-    expected = MEAN_RATIOS["sgd"].signs * step / sqrt(40)
-    assert means[0] == pytest.approx(expected, rel=0.05)
+    expected = mean_of_signs("sgd") * step / sqrt(40)
+    # The rounded ends of the window leave a little more.
+    assert expected < means[0] < 1.3 * expected
     assert error("sgd", 400, 40) > 0.9 * error("sgd", 400, 1) / sqrt(40)
 
 
@@ -286,8 +284,8 @@ def test_the_ends_of_windows_limit_what_sums_of_updates_add_to_precise_sketches(
         return plan.stderr(mean_of=20).typical / step
 
     # Sketches of one bit, 4 and 16 bits for each number.
-    assert gain(1 << 14) == pytest.approx(MEAN_RATIOS["sgd"].signs, rel=0.05)
-    assert 0.4 < gain(1 << 16) < 0.6
+    assert 1 < gain(1 << 14) / mean_of_signs("sgd") < 1.3
+    assert 0.3 < gain(1 << 16) < 0.6
     assert gain(1 << 18) > 0.99
 
 
@@ -348,7 +346,7 @@ def test_sums_of_displacements_make_means_more_precise():
     without = replace(plan, spec=replace(plan.spec, displacement_sum=False))
     assert plan.stderr() == without.stderr()
     means = [each.stderr(mean_of=400).typical for each in (plan, without)]
-    assert means[0] < 0.7 * means[1]
+    assert means[0] < 0.85 * means[1]
     codes = plan.bytes_of_anchors[DISPLACEMENT_CODES]
     n_long = (plan.windows.lengths >= 8).sum()
     assert codes == n_long * SKETCH_BITS / 8
@@ -441,5 +439,6 @@ def test_the_ends_of_windows_limit_nearly_exact_sketches_under_sgd(
     # Recordings of 4,935 to 12,705 parameters had 1.6e-5 to 1.7e-5.
     assert 5e-6 < error(1024) < 2e-5
     assert error(4096) == pytest.approx(error(1024) / 2, rel=0.2)
-    assert error(1024, mean_of=20) == pytest.approx(error(1024), rel=0.05)
+    # The ends of a window are the same for all of its steps.
+    assert 0.8 < error(1024, mean_of=20) / error(1024) < 1
     assert error(1024, rate="cosine") > 2 * error(1024)

@@ -12,11 +12,13 @@ from trajstore.format.run_spec import BASIS
 from trajstore.planning.errors import POWER
 from trajstore.planning.estimate import COMPRESSION
 from trajstore.planning.measured import (
+    BASIS_RATIOS,
+    DECAYED_END_RATIOS,
     END_ERROR_RATIOS,
-    MEAN_RATIOS,
     MEASURED_RUNS,
-    Optimizer,
+    RUN_SPREAD,
 )
+from trajstore.planning.parts import PARTS
 from trajstore.sketch.fold import Fold
 from trajstore.sketch.signs import Role
 
@@ -50,8 +52,6 @@ def test_error_ratios_equal_the_measured_ratios(name: str):
         found = by_basis[str(basis)]
         expected = [at["from signs"] / plain for at in found.values()]
         assert ratios == pytest.approx(expected, abs=5e-4)
-        whole = found["1.000"]["from distance"]
-        assert errors.from_distance[basis] == pytest.approx(whole, rel=0.02)
     whole = by_length["1.000"]
     # Standard errors agree with errors against exact values, which are random.
     if name in (workloads := results("accuracy")["workloads"]):
@@ -71,15 +71,72 @@ def test_errors_with_fewer_and_more_signs_are_as_predicted(name: str, bits: int)
     assert ratio * plain == pytest.approx(found["from signs"], rel=0.1)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("sgd", "lstm"), ("momentum", "heavy")])
-def test_mean_ratios_equal_those_of_the_calibration(kind: Optimizer, name: str):
-    measured = results("calibration")[name]
-    step, mean = (
-        measured["quantities"]["gamma"]["middle"][part]["error"]
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_equal_the_measured_ones(name: str):
+    measured, parts = results("planning_parts")[name], PARTS[name]
+    assert parts.optimizer == measured.pop("optimizer")
+    found = {field: getattr(parts, field) for field in measured}
+    assert found == pytest.approx(measured, rel=6e-3)
+
+
+BITS = ("default", "2^17", "2^18", "2^19", "2^20")
+
+COMPARED = [
+    (name, result[option])
+    for name, result in results("planning_like").items()
+    for option in BITS
+]
+"""Errors of recordings of trainings that no constant was fitted to, with several numbers of signs."""
+
+
+def test_nine_of_ten_errors_of_another_run_are_within_the_stated_factor():
+    logs = [
+        abs(np.log(errors["other"][part][1] / errors["same"][part][1]))
+        for _, errors in COMPARED
         for part in ("step", "mean")
-    )
-    ratio = mean / step * sqrt(measured["steps per epoch"])
-    assert MEAN_RATIOS[kind].signs == pytest.approx(ratio, rel=0.1)
+    ]
+    assert np.exp(np.quantile(logs, 0.9)) == pytest.approx(RUN_SPREAD, rel=0.05)
+
+
+def test_errors_planned_from_the_same_run_are_within_15_percent():
+    """Steps of all trainings, and means of all but one in which epochs share windows."""
+    ratios = {
+        part: np.array(
+            [errors["same"][part][1] / errors[part] for _, errors in COMPARED]
+        )
+        for part in ("step", "mean")
+    }
+    assert np.abs(np.log(ratios["step"])).max() < np.log(1.05)
+    outside = np.abs(np.log(ratios["mean"])) > np.log(1.15)
+    assert {
+        name for (name, _), is_out in zip(COMPARED, outside, strict=True) if is_out
+    } == {"autoencoder"}
+    assert outside.sum() == 1
+
+
+@pytest.mark.parametrize(("part", "share"), [("step", 0.8), ("mean", 0.7)])
+def test_ranges_without_a_run_hold_most_errors(part: str, share: float):
+    inside = [
+        errors["none"][part][0] <= errors[part] <= errors["none"][part][2]
+        for name, errors in COMPARED
+        if name != "tiny perceptron"
+    ]
+    assert np.mean(inside) > share
+
+
+@pytest.mark.parametrize("basis", [0, 1])
+def test_ratios_of_a_basis_are_medians_of_the_measured_ones(basis: int):
+    runs = [run for run in results("planning").values() if "by basis" in run]
+    for part, ratio in zip(
+        ("from signs", "from distance"), BASIS_RATIOS[basis], strict=True
+    ):
+        measured = [
+            run["by basis"][str(basis)]["1.000"][part]
+            / run["by epochs in a window"]["1.000"][part]
+            for run in runs
+            if str(basis) in run["by basis"]
+        ]
+        assert ratio == pytest.approx(np.median(measured), rel=0.05)
 
 
 def test_the_power_of_the_remaining_rates_is_the_measured_mean():
@@ -96,6 +153,12 @@ def test_errors_at_both_ends_equal_the_measured_ones():
         for part in ("first", "last")
     ]
     assert pytest.approx((min(ratios), max(ratios)), abs=0.05) == END_ERROR_RATIOS
+
+
+def test_errors_at_the_end_of_schedules_that_decay_equal_the_measured_ones():
+    measured = results("planning_ends").values()
+    ratios = [ratio for row in measured for ratio in row["last fifth over mid-run"]]
+    assert pytest.approx((min(ratios), max(ratios)), rel=0.05) == DECAYED_END_RATIOS
 
 
 @pytest.mark.parametrize("name", COMPRESSION)

@@ -55,6 +55,28 @@ def test_a_model_without_parameters(tmp_path: Path):
         Recorder(tmp_path / "run", nn.Tanh(), optimizer)
 
 
+def test_arrays_instead_of_tensors(tmp_path: Path):
+    x = np.ones(3)
+    with pytest.raises(
+        TypeError, match=r"1 of 2 values .* 'x', are .* numpy.ndarray; .*from_numpy"
+    ):
+        Recorder(tmp_path / "run", {"y": torch.ones(2), "x": x}, None)
+    with pytest.raises(
+        TypeError, match=r"are no tensors but builtins.float; .*updates"
+    ):
+        Recorder(tmp_path / "run", {"x": 1.0}, None)
+    assert not (tmp_path / "run").exists()
+    # As the message says.
+    tensor = torch.from_numpy(x)
+    with Recorder(tmp_path / "run", {"x": tensor}, None, exact=True) as recorder:
+        for _ in range(3):
+            tensor.grad = torch.ones(3, dtype=tensor.dtype)
+            with recorder.step():
+                x -= 0.5
+    moved = open_run(tmp_path / "run").steps["update_norm"].values
+    np.testing.assert_allclose(moved, 0.5 * 3**0.5)
+
+
 def test_an_optimizer_of_another_model(tmp_path: Path):
     with pytest.raises(ValueError, match=r"4 of the 4 tensors .* are not parameters"):
         Recorder(tmp_path / "run", nn.Linear(2, 2), regression().optimizer)

@@ -35,7 +35,11 @@ from trajstore.recording.recorder import Recorder
         ),
         (Training, {"sketch_bits": 128}, "sketch_bits: 128, recorded with 64"),
         (Training, {"steps_per_epoch": 7}, "steps_per_epoch: 7, recorded with 6"),
-        (Training, {"basis": 0}, "basis: 0, recorded with 3"),
+        (
+            Training,
+            {"basis": 0},
+            r"(?s)basis: 0, recorded with 3.*Resume with the model",
+        ),
         (Training, {"seed": 1, "basis": 2}, r"(?s)basis: 2.*seed: 1, recorded with 0"),
     ],
 )

@@ -115,6 +115,26 @@ def test_torch_codes_like_numpy(
     np.testing.assert_allclose(found, decoded, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("is_torch", [False, True])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_scales_have_no_common_error(bits: int, is_torch: bool):
+    vectors = np.random.default_rng(9).standard_normal((256, 512)).astype(np.float32)
+    codes, scales = levels.encode(vectors, bits)
+    if is_torch:
+        torch = pytest.importorskip("torch")
+        from trajstore.sketch_torch.levels import Encoder
+
+        encode = Encoder(bits, torch.device("cpu"))
+        for vector, code, scale in zip(vectors, codes, scales, strict=True):
+            given = (torch.from_numpy(array) for array in (vector.copy(), code, scale))
+            vector_, code_, scale_ = given
+            encode(vector_, signs=code_, scales=scale_)
+    decoded = levels.decode(codes, scales, bits).astype(np.float64)
+    exact = vectors.astype(np.float64)
+    errors = (decoded * exact).sum(1) / np.square(exact).sum(1) - 1
+    assert abs(errors.mean()) < 4 * errors.std() / np.sqrt(len(errors)) < 3e-8
+
+
 def heavy(size: int) -> Any:
     return np.random.default_rng(3).standard_t(1.5, size)
 

@@ -39,29 +39,67 @@ def hadamard_slowly(vector: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ravel(blocks / np.sqrt(blocks.shape[1]))
 
 
+ROUNDS = [pytest.param(False, id="first"), pytest.param(True, id="second")]
+
+
+def root_of_two(n: int, *, is_second: bool) -> float:
+    """Return the factor of a round's transform if n has no square root."""
+    is_odd = round(np.log2(n)) % 2 == 1
+    return (np.sqrt(2) if is_second else np.sqrt(0.5)) if is_odd else 1.0
+
+
+@pytest.mark.parametrize("is_second", ROUNDS)
 @pytest.mark.parametrize("n", [1, 2, 4, 16, 64])
-def test_matrix_equals_scipys(n):
+def test_matrix_equals_scipys(n, is_second):
     linalg = pytest.importorskip("scipy.linalg")
-    expected = linalg.hadamard(n) / np.sqrt(n)
-    np.testing.assert_allclose(hadamard_matrix(n), expected, rtol=1e-7)
+    expected = linalg.hadamard(n) / np.sqrt(n) * root_of_two(n, is_second=is_second)
+    matrix = hadamard_matrix(n, is_second=is_second)
+    np.testing.assert_allclose(matrix, expected, rtol=1e-15)
 
 
+@pytest.mark.parametrize("is_second", ROUNDS)
 @pytest.mark.parametrize("n", [1, 8, 16, 32, 128, 512, 2048])
-def test_transform_equals_scipys(n):
+def test_transform_equals_scipys(n, is_second):
     linalg = pytest.importorskip("scipy.linalg")
     vectors, _ = random_vectors(n, n_vectors=3)
     expected = vectors.astype(np.float64) @ linalg.hadamard(n) / np.sqrt(n)
+    expected *= root_of_two(n, is_second=is_second)
     # Each factor rounds numbers of size 1 a few times.
-    np.testing.assert_allclose(hadamard(vectors), expected, atol=3e-6)
+    transformed = hadamard(vectors, is_second=is_second)
+    np.testing.assert_allclose(transformed, expected, atol=3e-6)
 
 
+@pytest.mark.parametrize("is_second", ROUNDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_transform_works_block_by_block(size):
+def test_transform_works_block_by_block(size, is_second):
     vectors, _ = random_vectors(size, n_vectors=2)
     expected = np.stack([hadamard_slowly(vector) for vector in vectors])
-    transformed = hadamard(vectors)
+    block = min(size, MAX_BLOCK)
+    transformed = hadamard(vectors, is_second=is_second)
     assert transformed.dtype == np.float32
-    np.testing.assert_allclose(transformed, expected, atol=5e-6)
+    expected *= root_of_two(block, is_second=is_second)
+    np.testing.assert_allclose(transformed, expected, atol=7e-6)
+
+
+@pytest.mark.parametrize("is_torch", [False, True])
+@pytest.mark.parametrize("size", [8, 128, 512, 2048, 4096])
+def test_rotation_has_no_common_error(size, is_torch):
+    """The root of 2, rounded, would change the length of every vector by 3e-8 or 7e-8."""
+    vectors, signs = random_vectors(size, n_vectors=256)
+    rotated = rotate(vectors, signs)
+    if is_torch:
+        torch = pytest.importorskip("torch")
+        from trajstore.sketch_torch.rotation import Rotation
+
+        rotated, rotation = vectors.copy(), Rotation(size, torch.device("cpu"))
+        for vector in rotated:
+            rotation(torch.from_numpy(vector), torch.from_numpy(signs))
+    for a, b in [(vectors, rotated), (rotated, rotate_back(rotated, signs))]:
+        before, after = ((v.astype(np.float64) ** 2).sum(1) for v in (a, b))
+        changes = np.sqrt(after / before) - 1
+        assert abs(changes.mean()) < max(
+            4e-9, 4 * changes.std() / np.sqrt(len(changes))
+        )
 
 
 def test_blocks_have_at_most_65536_elements():

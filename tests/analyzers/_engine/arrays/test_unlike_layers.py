@@ -29,6 +29,7 @@ class Path(NamedTuple):
     f: np.ndarray  # (element,)
     v: np.ndarray  # (element,)
     products: np.ndarray  # (step, layer)
+    basis: np.ndarray = np.zeros((1, N_LAYERS * SIZE))  # (vector, element)
 
 
 def unlike_path(rng: np.random.Generator, first: float = 1.0) -> Path:
@@ -57,12 +58,11 @@ def estimated(
     """Return errors over standard errors, by step and layer."""
     signs = rng.choice([-1.0, 1.0], size=(PROBES, path.f.size))
     probes = signs / np.sqrt(PROBES)
-    no_basis = np.zeros((1, path.f.size))
 
     def known(x: np.ndarray) -> ProbedVectors:
-        return ProbedVectors((x**2).sum(-1), x @ no_basis.T, x @ probes.T)
+        return ProbedVectors((x**2).sum(-1), x @ path.basis.T, x @ probes.T)
 
-    a, basis, f, v = (known(x) for x in (path.a, no_basis, path.f, path.v))
+    a, basis, f, v = (known(x) for x in (path.a, path.basis, path.f, path.v))
     whole = displacement_product(a, basis, f, v, f_dot_v=float(path.f @ path.v))
     total = None
     if has_sum:
@@ -70,18 +70,21 @@ def estimated(
         lengths = np.sqrt(np.array([by_layer(a, a) for a in path.a]) * v_sq)
         stderr = SUM_STDERR * lengths.sum(0)
         total = Estimate(path.products.sum(0) + stderr * rng.normal(size=10), stderr)
-    empty = np.zeros((N_LAYERS, 1))
+
+    def on_basis(x: np.ndarray) -> np.ndarray:
+        return np.stack([by_layer(x, s) for s in path.basis], -1)
+
     (value, stderr), common, measured = layer_products(
         whole,
         a_sq=np.array([by_layer(a, a) for a in path.a]),
-        a_dot_basis=np.zeros((STEPS, N_LAYERS, 1)),
+        a_dot_basis=on_basis(path.a),
         f_sq=by_layer(path.f, path.f),
-        f_dot_basis=empty,
+        f_dot_basis=on_basis(path.f),
         f_dot_v=by_layer(path.f, path.v),
         v_sq=by_layer(path.v, path.v),
-        v_dot_basis=empty,
+        v_dot_basis=on_basis(path.v),
         v_probes=np.stack([probes[:, part] @ path.v[part] for part in LAYERS]),
-        gram=empty[..., None],
+        gram=on_basis(path.basis).swapaxes(0, 1),
         sizes=np.full(N_LAYERS, float(SIZE)),
         total=total,
     )
@@ -144,3 +147,35 @@ def test_errors_of_a_layer_with_most_of_the_norm_are_those_of_the_whole():
             for _ in range(24)
         ]
     assert 0.85 < np.sqrt(np.mean(np.square(z))) < 1.15
+
+
+def narrow_path(rng: np.random.Generator, directions: int) -> Path:
+    """Return a window of a random walk whose first layer moves in few directions."""
+    before, after = 2 * STEPS, 3 * STEPS
+    updates = rng.normal(size=(before + STEPS + 1 + after, N_LAYERS * SIZE))
+    updates += 0.2 * rng.normal(size=updates.shape[1])
+    few = rng.normal(size=(directions, SIZE)) / np.sqrt(directions)
+    updates[:, LAYERS[0]] = updates[:, LAYERS[0]][:, :directions] @ few
+    past, own, later = np.split(updates, [before, before + STEPS + 1])
+    f = own.sum(0)
+    anchor = rng.normal(size=f.size)
+    basis = np.stack([anchor, past[STEPS:].sum(0), past.sum(0)])
+    v = f + later.sum(0)
+    for layer in LAYERS:
+        # What is left of v is orthogonal to the basis, layer by layer.
+        v[layer] -= basis[:, layer].T @ np.linalg.pinv(basis[:, layer].T) @ v[layer]
+    a = np.cumsum(own, 0)[:-1]
+    return Path(a, f, v, by_layer(a, v), basis)
+
+
+@pytest.mark.parametrize("has_sum", [False, True], ids=["probes", "with their sum"])
+def test_a_layer_that_moves_in_few_directions_has_honest_errors(*, has_sum: bool):
+    z = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        path = narrow_path(rng, directions=10)
+        z += [
+            estimated(path, rng, has_sum=has_sum, is_guessed=True)[:, 0]
+            for _ in range(4)
+        ]
+    assert 0.8 < np.sqrt(np.mean(np.square(z))) < 1.2

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from analyzers.no_wrong_turns.claims.verdict import (
@@ -65,6 +66,8 @@ def test_errors_of_differences_and_ratios():
 
 def test_numbers_are_written_with_their_errors():
     assert str(Measured(0.012345, 0.00031)) == "0.0123 ± 0.0003"
+    assert str(Measured(0.1, float(np.std([0.1] * 3, ddof=1)))) == "0.1 ± 0"
+    assert str(Measured(math.nan, math.nan)) == "nan ± nan"
 
 
 def test_numbers_are_listed_by_label():

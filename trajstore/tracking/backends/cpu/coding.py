@@ -50,7 +50,7 @@ def _energy_and_magnitude(a: Floats) -> tuple[np.float64, np.float32]:
 
 
 @inlined
-def _scale(energy: np.float64, product: np.float32) -> np.float64:
+def _scale(energy: np.float64, product: np.float32 | np.float64) -> np.float64:
     """Return the scale of a code, NaN if its numbers are too small or too large for float32."""
     if energy == 0:
         return np.float64(0)
@@ -160,30 +160,44 @@ def _product_with_levels(a: Floats, levels: Floats, found: Levels) -> np.float32
     return total
 
 
+@loop
+def _energy_of_few(a: Floats) -> np.float64:
+    """Return |a|^2 of a short vector; rounding in float32 would be the error of fine levels."""
+    energy = np.float64(0)
+    for i in range(len(a)):
+        energy += np.float64(a[i]) * np.float64(a[i])
+    return energy
+
+
 @inlined
 def _product_with_fine_levels(
     a: Floats, scale: np.float32, guide: Floats, levels: Floats, found: Levels
-) -> np.float32:
+) -> np.float64:
     """Return `_product_with_levels` of 16 bits, whose levels are dense up to `DENSE`."""
     # Most of the table of levels would be read, which takes a quarter of the cache from training.
     # The guide gives a number's place between two borders, and so its distance from its level.
+    # Within a cell, the count of borders is not a straight line: its slope falls like the density
+    # of numbers of variance 3. At the place t in a cell of length u, a number x is above its place
+    # on the line by x u^2 t (1 - t) / 6, which would make the product 4e-7 too large.
     half, last = np.float32(N_CELLS // 2), np.float32(N_CELLS - 1)
     cells_per_unit = np.float32(N_CELLS / 2 / GUIDED)
     unit = np.float32(2 * GUIDED / N_CELLS)
-    total = np.float32(0)
+    bend = unit * unit / np.float32(6)
+    total = np.float64(0)
     for i in range(len(a)):
         number = a[i] * scale
         place = number * cells_per_unit + half
         place = place if place > 0 else np.float32(0)
         place = min(last, place)
         cell = np.int32(place)
-        low = guide[cell]
+        low, inside = guide[cell], place - np.float32(cell)
         rise = guide[cell + 1] - low
-        count = low + rise * (place - np.float32(cell))
+        count = low + rise * inside
         level = number - (count - np.float32(found[i]) - np.float32(0.5)) * unit / rise
+        level -= number * (bend * inside * (np.float32(1) - inside))
         is_rare = abs(number) > DENSE
         entry = levels[found[i] if is_rare else 0]
-        total += a[i] * (entry if is_rare else level)
+        total += np.float64(a[i]) * np.float64(entry if is_rare else level)
     return total
 
 
@@ -282,7 +296,7 @@ def find_levels_of_16_bits(
     for i in range(len(scales)):
         part = part_of(numbers, i * block, block)
         found_here = part_of(found, i * block, block)
-        energy, _ = _energy_and_magnitude(part)
+        energy = _energy_of_few(part)
         inverse = _inverse_deviation(energy, block)
         _find_levels_from_guide(part, inverse, guide, found_here)
         product = _product_with_fine_levels(part, inverse, guide, levels, found_here)

@@ -293,6 +293,13 @@ def probe(
                     place = 0
 
 
+@inlined
+def _is_odd_power(n: int) -> bool:
+    """Whether a power of two has no square root that is an integer."""
+    root = int(math.sqrt(n))
+    return root * root != n
+
+
 @compiled(_FLOATS, int64, _SIGNS, int64, int64)
 def rotate(
     buckets: Floats,  # (number,): a fold; overwritten
@@ -304,14 +311,16 @@ def rotate(
     """Rotate a fold, as `trajstore.sketch.rotation` does."""
     n = len(buckets)
     half = n // 2
-    scale = np.float32(1 / math.sqrt(first_block))
+    # The second transform takes the square root of 2 that the first one leaves, see `exponent_of`.
+    odd = _is_odd_power(block)
+    scale = np.float32(1 / math.sqrt(first_block * (2 if odd else 1)))
     _multiply(part_of(buckets, 0, filled), signs, scale)
     length = first_block
     # One call, because every call of the transform takes long to compile.
     for turn in range(2):
         if turn == 1:
             length, filled = block, n
-            scale = np.float32(1 / math.sqrt(block))
+            scale = np.float32(1 / math.sqrt(block / (2 if odd else 1)))
             _multiply(part_of(buckets, 0, half), part_of(signs, half, half), scale)
             _multiply(part_of(buckets, half, half), signs, scale)
         for start in range(0, filled, length):
