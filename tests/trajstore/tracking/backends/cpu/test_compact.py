@@ -307,3 +307,25 @@ def test_a_gradient_that_is_not_finite_spoils_only_its_own_products():
         tracker.before_step(step, {n: values[step] for n, values in rows.items()})
     found = rows["tables"][:, 0, column].numpy()
     np.testing.assert_array_equal(found, [0, np.inf, np.nan, 18000])
+
+
+def test_small_tensors_are_held_in_float32(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vector_forms, "LEAST_PARAMS", 0)
+    shapes = {"large": (16, 1024), "small": (15, 1024), "bias": (3,)}
+    spec = spec_of(shapes)
+    layout = Layout(spec.names, spec.shapes)
+    parameters = [torch.randn(shape) for shape in shapes.values()]
+    tracker = Tracker(parameters, layout, spec)
+    tracker.start()
+    row = {name: values[0] for name, values in tracker.allocate(1).items()}
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape)
+    tracker.before_step(0, row)
+    held = layout.unflatten(tracker.previous_gradient.numpy())
+    for name, parameter in zip(shapes, parameters, strict=True):
+        is_equal = np.array_equal(held[name], parameter.grad.numpy())
+        assert is_equal == (name != "large")
+    np.testing.assert_allclose(held["large"], parameters[0].grad, atol=2**-10)
+    backend: Any = tracker._backend
+    words, _, _ = backend._vectors._words
+    assert len(words) == vector_forms.n_words(layout) == 16 * 1024 + 2 * 16 * 1024
