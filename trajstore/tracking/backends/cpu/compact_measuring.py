@@ -59,13 +59,12 @@ of products with the last gradient."""
 
 _COMPACT: Final = {
     "words": int32[::1],  # (word,): the vectors of every range, where `places` says
-    # (range,): first word of the range; -1 - place if it is not compact and has two words for each element: the
-    # gradient in float32, and `BLOCK` words later the displacement
+    # (range,): first word of the range. A negative number is -1 - place, and the range has two words
+    # for each element: the gradient in float32, and `BLOCK` words later the displacement.
     "places": int64[::1],
     "facts": float64[:, ::1],  # (range, 5): see above
-    "buffers": float32[
-        :, ::1
-    ],  # (4 parts, `BLOCK`): memory for four blocks; overwritten
+    # (4 parts, `BLOCK`): memory for four blocks; overwritten
+    "buffers": float32[:, ::1],
 }
 
 # `rows` has only one row, the anchor.
@@ -95,15 +94,10 @@ def _read(
         second = first + 4 * BLOCK
     gradient, displacement = floats_at(first, n), floats_at(second, n)
     if place >= 0:
-        scales = np.float32(at(facts, N_RANGE_FACTS * range_index))
-        scale_of_displacement = np.float32(at(facts, N_RANGE_FACTS * range_index + 1))
-        unpack(
-            part_of(words, place, n),
-            scales,
-            scale_of_displacement,
-            gradient,
-            displacement,
-        )
+        scale = np.float32(at(facts, N_RANGE_FACTS * range_index))
+        other_scale = np.float32(at(facts, N_RANGE_FACTS * range_index + 1))
+        block = part_of(words, place, n)
+        unpack(block, scale, other_scale, gradient, displacement)
     return gradient, displacement
 
 
