@@ -24,6 +24,10 @@ SMALL_PARAMETERS = 16_000
 """Networks with fewer parameters have the bar of the sketch."""
 
 
+SAME_WHOLE = 5
+"""Oldest version of the estimator whose results of whole networks, without layers, are today's."""
+
+
 def calibration_table(results: dict[str, Any]) -> str:
     """Return the table of honest standard errors, with one line per case."""
     titles = (
@@ -59,7 +63,10 @@ def calibration_table(results: dict[str, Any]) -> str:
 
     latest = max(result.get("estimator", 0) for result in results.values())
     for name, result in results.items():
-        is_older = result.get("estimator", 0) < latest
+        measured = result.get("estimator", 0)
+        of_whole, of_layers = (
+            " \\*" if measured < version else "" for version in (SAME_WHOLE, latest)
+        )
         parts = result["quantities"].values()
         middle = result["quantities"]["gamma"]["middle"]
         layers = [
@@ -68,7 +75,7 @@ def calibration_table(results: dict[str, Any]) -> str:
             for layer in found.values()
         ]
         cells = [
-            f"{name} \\*" if is_older else name,
+            f"{name}{of_whole}",
             f"{result['parameters']:,}",
             f"{result['seeds']}",
             f"{middle['step']['error']:.5f}, {middle['mean']['error']:.5f}",
@@ -76,7 +83,7 @@ def calibration_table(results: dict[str, Any]) -> str:
             spread((part["middle"]["mean"] for part in parts), MEAN_BAR),
             spread(part["first"]["step"] for part in parts),
             spread(part["last"]["step"] for part in parts),
-            spread(layers, LAYER_BAR) if layers else "",
+            f"{spread(layers, LAYER_BAR)}{of_layers}" if layers else "",
             largest((layer["largest z"] for layer in layers), LARGEST_LAYER_Z),
             largest(
                 (

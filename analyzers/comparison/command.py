@@ -134,7 +134,10 @@ def compare(
     parts: list[Table | str] = [_run_table(runs, compared)]
     numbers = [str(i + 1) for i in range(len(runs))]
     of_runs = _middle_tables(middle, numbers, ("loss", "lr"))
-    apart = ["Differences from run 1:", *_difference_tables(middle, numbers[1:])]
+    apart: list[Table | str] = [
+        "Differences from run 1:",
+        *_difference_tables(middle, numbers[1:]),
+    ]
     if any(len(configuration.runs) > 1 for configuration in found):
         averaged = _execution.store_result(
             runs[0], SEEDS, comparison.average_configurations(compared, found)

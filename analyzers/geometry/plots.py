@@ -182,8 +182,8 @@ def _nearest(means: xr.Dataset) -> int | None:
         reached = np.flatnonzero(means[dim].values <= inside)
         return int(reached[-1]) if n > 1 and len(reached) else None
     # A sum over layers has a value where all layers do.
-    distances = means["distance_min"]
-    distances = distances.sum({"layer"} & {*distances.dims}, skipna=False).values
+    least = means["distance_min"]
+    distances = least.sum({"layer"} & {*least.dims}, skipna=False).values
     is_known = np.isfinite(distances)
     return int(np.nanargmin(distances)) if is_known.sum() > 1 else None
 

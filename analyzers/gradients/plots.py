@@ -72,9 +72,10 @@ def zigzag(
         )
     name = title or name_text(Path(segments.attrs.get("run", "")).name)
     if "running_cosine" not in segments:
-        ax = _cosines_of_steps(segments)
-        ax.figure.suptitle(name)
-        return ax.get_figure(root=True)
+        alone = _cosines_of_steps(segments).get_figure(root=True)
+        assert alone is not None
+        alone.suptitle(name)
+        return alone
     figure, axes = new_figure(2, 2, figsize=(11, 6.5))
     zigzag_segments(segments, ax=axes[0, 0])
     segment_losses(segments, ax=axes[1, 0])

@@ -155,7 +155,7 @@ def test_the_snippet_on_null_models_runs(
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters())  # as on the page
     inputs = torch.randn(16, 20, generator=torch.Generator().manual_seed(0))
-    options = {"steps_per_epoch": 12, "total_steps": 60}
+    options: dict[str, Any] = {"steps_per_epoch": 12, "total_steps": 60}
     with trajstore.Recorder("run.zarr", model, optimizer, **options):
         for _ in range(60):
             optimizer.zero_grad()

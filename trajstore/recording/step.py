@@ -66,8 +66,10 @@ class StepRecorder:
         self._manual = ManualSteps(tracker, session.spec, start, self._settle_last, at)
         self._still = StillBlocks()
         self._closures = ClosureSteps(
-            session.optimizers, lambda: tracker.parameters, start, at
+            session.optimizers, lambda: tracker.parameters, start, at, self.complete
         )
+        self.before_evaluation = self._closures.before_evaluation
+        self.after_evaluation = self._closures.after_evaluation
 
     def log(self, name: str, value: object) -> None:
         """Keep a scalar for the row of the next step."""
@@ -111,14 +113,6 @@ class StepRecorder:
         if not (is_later and self._watch.holds_same()):
             self._settle_last()
         self._closures.begin(self.position.step)
-
-    def before_evaluation(self) -> None:
-        """Note the state before a closure is called."""
-        self._closures.before_evaluation()
-
-    def after_evaluation(self) -> None:
-        """Measure the gradient if the closure made it where the step began."""
-        self._closures.after_evaluation()
 
     def _measure_start(
         self,

@@ -381,7 +381,8 @@ def _known_cosines_sq(
     cosines = np.clip(_ratio(rest, aside[steps, :, None] * lengths), -1, 1)
     count = np.maximum((lengths > 0).sum(-1), 1)
     squares: FloatArray = np.square(cosines).sum(-1)
-    return squares.sum(0) / (count * max(len(cosines), 1))
+    mean: FloatArray = squares.sum(0) / (count * max(len(cosines), 1))
+    return mean
 
 
 def _rounding_sq(aside: FloatArray, *, has_end: bool) -> FloatArray:

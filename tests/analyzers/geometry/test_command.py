@@ -388,7 +388,8 @@ def test_errors_of_all_quantities_are_printed_in_percent(analysed: tuple[Path, s
     for i, row in enumerate(rows[1:6]):
         assert row[0] == str(i)
         for name, cell in zip(("rsi", "eb", "lolr", "distance"), row[1:], strict=True):
-            expected = 100 * means[f"{name}_stderr"][i] / abs(means[name][i])
+            stderr, value = (float(means[n][i]) for n in (f"{name}_stderr", name))
+            expected = 100 * stderr / abs(value)
             assert cell == "> 100" or float(cell) == pytest.approx(expected, rel=0.06)
 
 

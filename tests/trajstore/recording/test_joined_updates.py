@@ -8,6 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import optim
+
 from tests.trajstore.recording.regression import SMALL, regression
 from trajstore.reading.run import Run, open_run
 from trajstore.recording.recorder import Recorder
@@ -23,6 +25,7 @@ def record(
     *,
     has_closure: bool = False,
     make: Any = None,
+    skipped: int | None = None,
     **options: Any,
 ) -> Run:
     """Record some steps, and call a function of the recorder after each of them."""
@@ -35,6 +38,8 @@ def record(
         for step in range(N_STEPS):
 
             def closure(step: int = step) -> Any:
+                if step == skipped:
+                    return None
                 training.optimizer.zero_grad()
                 loss = training.loss(step)
                 loss.backward()
@@ -78,7 +83,7 @@ def test_updates_are_measured_together_with_the_next_step(
     assert len(numbers) == run.n_windows < N_STEPS
 
 
-class Wanderer(torch.optim.SGD):
+class Wanderer(optim.SGD):
     """Evaluates its closure only at other parameters in some steps."""
 
     def step(self, closure: Any = None) -> Any:
@@ -101,6 +106,26 @@ def test_a_closure_at_another_place_costs_one_update_at_most(tmp_path: Path):
     lost = np.flatnonzero(np.isnan(open_run(path).steps.update_norm)).tolist()
     # Steps 3 and 5 have no known displacement, and only step 2 was measured too late.
     assert lost == [2, 3, 5]
+
+
+def test_a_closure_without_a_gradient_costs_no_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    numbers = []
+    whole = Tracker.after_step
+
+    def count(self: Tracker, row: Any) -> None:
+        numbers.append(1)
+        whole(self, row)
+
+    monkeypatch.setattr(Tracker, "after_step", count)
+    path = tmp_path / "run"
+    with pytest.warns(UserWarning, match="gradient of step 3 is not known"):
+        record(path, has_closure=True, skipped=3)
+    steps = open_run(path).steps
+    assert np.flatnonzero(np.isnan(steps.update_norm)).tolist() == [3]
+    # Those of steps 2 and 3, after which copies are made, and of the last step.
+    assert len(numbers) == 3
 
 
 @pytest.mark.parametrize("is_late", [True, False], ids=["after", "before"])

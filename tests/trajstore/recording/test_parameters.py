@@ -57,14 +57,16 @@ def test_a_model_without_parameters(tmp_path: Path):
 
 def test_arrays_instead_of_tensors(tmp_path: Path):
     x = np.ones(3)
+    mixed: Any = {"y": torch.ones(2), "x": x}
+    numbers: Any = {"x": 1.0}
     with pytest.raises(
         TypeError, match=r"1 of 2 values .* 'x', are .* numpy.ndarray; .*from_numpy"
     ):
-        Recorder(tmp_path / "run", {"y": torch.ones(2), "x": x}, None)
+        Recorder(tmp_path / "run", mixed, None)
     with pytest.raises(
         TypeError, match=r"are no tensors but builtins.float; .*updates"
     ):
-        Recorder(tmp_path / "run", {"x": 1.0}, None)
+        Recorder(tmp_path / "run", numbers, None)
     assert not (tmp_path / "run").exists()
     # As the message says.
     tensor = torch.from_numpy(x)

@@ -14,7 +14,7 @@ import trajstore
 from tests.trajstore.recording.regression import SMALL, regression
 from trajstore.recording.recorder import Recorder
 
-MAX_CHANGES = 32
+MAX_CHANGES = 28
 """When the recorder was one class, there were 37 changes in 57 calls."""
 
 FOLDER = str(Path(trajstore.__file__).parent)

@@ -28,19 +28,22 @@ class ClosureSteps:
         tensors: Callable[[], Sequence[Tensor | None]],
         begin: Callable[[], None],
         measure: Callable[[StartCopies | None, Sequence[Tensor | None] | None], None],
+        complete: Callable[[], None],
     ) -> None:
         # `begin` measures gradients and parameters as they are. `measure` measures gradients, None
-        # if they are not known, at copies of parameters, None if there are none.
-        self._begin = begin
+        # if they are not known, at copies of parameters, None if there are none. `complete`
+        # measures the update of the last step unless that is done.
+        self._begin, self._complete = begin, complete
         self._optimizers, self._tensors, self._measure = optimizers, tensors, measure
         self._copies: StartCopies | None = None
         # Whether the last step needed copies, and so the next step may.
         self._needs_copies = True
         # Marks of the last step's tensors.
         self._marks: tuple[Sequence[Tensor | None], Marks] | None = None
-        # Whether the first evaluation of the last step made its gradient, at x_k; None once such a
-        # step was followed by another one.
-        self._is_found_first: bool | None = False
+        # Whether the first evaluation of the last step made its gradient, at x_k.
+        self._is_found_first = False
+        # Whether the update of the last step is not measured yet, and whether one was lost.
+        self._is_unsettled = self._has_lost = False
         self.is_open = False
         """Whether a step with a closure is being taken."""
         # Gradients at the end of the last step that needed copies, and the number of the next step.
@@ -49,18 +52,19 @@ class ClosureSteps:
     @property
     def start_at_x_k(self) -> bool:
         """Whether the first evaluation of the next step is expected to make its gradient."""
-        return self._is_found_first is True and not self._needs_copies
+        may_wait = not (self._needs_copies or self._has_lost)
+        return self._is_found_first and may_wait
 
     def begin(self, step: int) -> None:
         """Begin a step with a closure."""
-        parameters = self._tensors()
+        parameters, self._is_unsettled = self._tensors(), self.start_at_x_k
         if self._marks is None or self._marks[0] is not parameters:
             self._marks = parameters, Marks(parameters)
         marks = self._marks[1]
         self._start = marks, marks.read()
         self._copies = StartCopies(parameters) if self._needs_copies else None
         self.is_open, self._is_found, self._needs_copies = True, False, False
-        self._n_evaluations, self._step, self._is_first = 0, step, False
+        self._n_evaluations, self._step, self._is_found_first = 0, step, False
         # Whether the gradient at x_k is expected: an evaluation there has made none so far.
         self._is_due = False
         # Whether the gradients that the step finds were made after the step before.
@@ -82,16 +86,20 @@ class ClosureSteps:
             return
         if self._same(self._gradients):
             self._is_due = not self._is_found
+            self._settle()
             return
         self._begin()
-        self._is_found, self._is_due = True, False
-        if self._n_evaluations == 1:
-            self._is_first = True
+        self._is_found, self._is_due, self._is_unsettled = True, False, False
+        self._is_found_first |= self._n_evaluations == 1
 
     def end(self) -> bool:
         """End the step; return whether its gradient is known."""
         self._take_late_gradient()
         copies, self._copies, self.is_open = self._copies, None, False
+        if self._is_unsettled and self._is_still_there():
+            self._settle()
+        # An optimizer may suddenly leave x_k before it evaluates its closure; this happens once.
+        self._has_lost |= self._is_unsettled
         if not self._is_found:
             self._needs_copies = True
             # Without evaluations, the step used the gradients that it found.
@@ -103,11 +111,13 @@ class ClosureSteps:
                 self._measure(copies, None)
         if self._needs_copies:
             self._end = GradientVersions(self._optimizers), self._step + 1
-        if self._is_found_first is not None:
-            # An optimizer that changes its ways may leave x_k before anything is measured there.
-            has_changed = self._is_found_first and not self._is_first
-            self._is_found_first = None if has_changed else self._is_first
         return self._is_found
+
+    def _settle(self) -> None:
+        """Complete the last step, now that the parameters are those of the next step."""
+        if self._is_unsettled:
+            self._is_unsettled = False
+            self._complete()
 
     def _take_late_gradient(self) -> None:
         """Measure a gradient at x_k that was made after the evaluation there had returned."""

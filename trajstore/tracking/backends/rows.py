@@ -36,8 +36,3 @@ def arrays_of(row: Mapping[str, Tensor]) -> Arrays:
     if isinstance(row, Row) and row.arrays is not None:
         return row.arrays
     return {name: tensor.numpy() for name, tensor in row.items()}
-
-
-def address_of_tables(row: Mapping[str, Tensor]) -> int:
-    """Return the address of `tables` of a row in the memory of the CPU."""
-    return getattr(row, "address", 0) or row["tables"].data_ptr()

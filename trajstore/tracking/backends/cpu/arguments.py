@@ -56,9 +56,10 @@ class Arguments:
         # The kernel reads the array later.
         self._arrays[name] = value
 
-    def move(self, name: str, address: int) -> None:
-        """Let an array begin at another address; the caller keeps the memory there."""
-        self._words[self._kinds[name].place] = address
+    def place_of(self, name: str) -> npt.NDArray[np.int64]:
+        """View the address at which an array begins, (1,); who writes another keeps the memory."""
+        place = self._kinds[name].place
+        return self._words[place : place + 1]
 
 
 class _Kind(NamedTuple):

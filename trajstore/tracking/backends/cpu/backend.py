@@ -26,7 +26,7 @@ from trajstore.tracking.backends.cpu.ranges import ranges_of
 from trajstore.tracking.backends.cpu.vectors import CompactVectors, FloatVectors
 from trajstore.tracking.backends.memory import huge_zeros
 from trajstore.tracking.backends.protocol import GRADIENT, LastStep
-from trajstore.tracking.backends.rows import Arrays, address_of_tables, arrays_of
+from trajstore.tracking.backends.rows import Arrays, arrays_of
 from trajstore.tracking.local_tensors import LocalTensors
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
@@ -153,7 +153,7 @@ class CPUBackend:
         folding, columns = self._folding, self._columns
         arrays = getattr(row, "arrays", None) or arrays_of(row)
         tables = arrays["tables"]
-        wide = self._wide(tables)
+        wide = tables if self._is_direct else self._wide(tables)
         if self._is_whole:
             parameters, _parameters = self._addresses.of_parameters()
             gradients, _gradients = self._addresses.of(vectors)
@@ -287,7 +287,7 @@ class CPUBackend:
     ) -> None:
         """Run the kernel, which writes its sums to the tables of the row and of the last row."""
         run = self._kernels
-        run.before_arguments.move("sums", address_of_tables(row))
+        run.tables[0] = getattr(row, "address", 0) or row["tables"].data_ptr()
         if last is None:
             self._run_before(gradients, parameters, run.no_sums, NO_ENERGY)
             return
@@ -315,7 +315,8 @@ class CPUBackend:
                 arguments.set(name, value)
             self._given = given
         if last is not None:
-            arguments.move("update_sums", address_of_tables(last.row))
+            tables = getattr(last.row, "address", 0) or last.row["tables"].data_ptr()
+            run.last_tables[0] = tables
         run.before(arguments.address)
 
     def after_step(self, last: LastStep) -> None:

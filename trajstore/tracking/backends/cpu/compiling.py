@@ -175,9 +175,15 @@ def compiled_when_called(*signature: Any) -> Callable[[F], F]:
         def call(*arguments: Any) -> Any:
             return compiled_now()(*arguments)
 
+        cast("Any", call).compiled_now = compiled_now
         return cast("F", call)
 
     return decorated
+
+
+def now(function: F) -> F:
+    """Compile a function that is `compiled_when_called`, so that calls go to it directly."""
+    return cast("F", cast("Any", function).compiled_now())
 
 
 def compiled_for_parts(function: F) -> F:

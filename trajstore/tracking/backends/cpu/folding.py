@@ -14,6 +14,7 @@ from trajstore.format.run_spec import RunSpec
 from trajstore.sketch import levels
 from trajstore.sketch.sketch import Sketch, probes_of, sketch_of
 from trajstore.tracking.backends.cpu import coding
+from trajstore.tracking.backends.cpu.compiling import now
 from trajstore.tracking.backends.memory import huge_zeros
 
 Floats = npt.NDArray[np.float32]
@@ -90,10 +91,10 @@ def folding_of(layout: Layout, spec: RunSpec, n_parts: int) -> Folding:
 def _code(bits: int, numbers: int) -> Callable[..., None]:
     """Return a function that codes this many numbers with this many bits each."""
     if bits == 1:
-        return coding.code_signs
+        return now(coding.code_signs)
     found = np.zeros(numbers, np.int32)
     if bits < 8:
         code = coding.code_2_bits if bits == 2 else coding.code_4_bits
-        return partial(code, levels.levels(bits), levels.borders(bits), found)
+        return partial(now(code), levels.levels(bits), levels.borders(bits), found)
     many = bits, levels.levels(bits), levels.guide(bits), found
     return partial(coding.code_many_levels, *many)

@@ -48,6 +48,9 @@ class Kernels(NamedTuple):
     sums: Doubles  # (part, layer, column)
     update_sums: Doubles  # (part, layer, column)
     no_sums: Doubles  # (part, 0, column)
+    # (1,): where `before` finds the addresses of the tables of the row and of the last row
+    tables: Integers
+    last_tables: Integers
 
 
 def kernel_columns(spec: RunSpec) -> KernelColumns:
@@ -145,4 +148,6 @@ def prepared_kernels(
         sums,
         update_sums=np.zeros((n_parts, layers, n_after)),
         no_sums=no_sums,
+        tables=before.place_of("sums"),
+        last_tables=before.place_of("update_sums"),
     )

@@ -56,7 +56,7 @@ def test_an_argument_can_be_replaced():
 
 def test_an_array_can_begin_at_another_address():
     given, other = arguments(), np.arange(6, 12, dtype=np.float32).reshape(2, 3)
-    given.move("matrix", other.ctypes.data)
+    given.place_of("matrix")[0] = other.ctypes.data
     assert found_by_kernel(given)[6] == 11 + 10 * 7
 
 
