@@ -123,6 +123,8 @@ def combine(
             handed = after if passes_on else None
             if kept.start < kept.stop:
                 by_window.append({name: value[kept] for name, value in values.items()})
+            # The next window needs the memory.
+            del gathered, measured, constrained
     return {
         name: np.concatenate([values[name] for values in by_window])
         for name in by_window[0]

@@ -23,7 +23,7 @@ from analyzers._engine.vectors.fit import Fit
 from analyzers._engine.vectors.project import Projected, ResidualSums
 from analyzers._engine.vectors.walk import past_windows, window_steps
 from trajstore.format.arrays import n_columns
-from trajstore.format.rows import decode_probes
+from trajstore.format.rows import decode_displacements
 from trajstore.reading.run import Run
 from trajstore.sketch.displacement_sum import middle
 
@@ -35,7 +35,7 @@ SINGLE_ROUNDING: Final = 2.0**-24
 WINDOW_VALUES: Final = 1 << 24
 """Largest number of probes and table values of a window that is analysed as a whole."""
 
-PROBES: Final = ("gradient_probes", "displacement_probes", "probe_scales")
+PROBES: Final = ("displacement_probes", "probe_scales")
 
 
 class Measured(NamedTuple):
@@ -279,8 +279,11 @@ def _with_displacements(
     rank = run.spec.basis
     squares, on_basis = tables["displacement_sq"], tables["displacement_dot_basis"]
     stored = {name: run.stored.rows(name, steps) for name in PROBES}
-    _, probes = decode_probes(stored)
-    of_probes = probe_rounding(stored)
+    probes = decode_displacements(stored)
+    # Only errors of packed sketches are so small that rounding counts.
+    of_probes = np.zeros((len(probes), 1))
+    if run.spec.is_packed:
+        of_probes = probe_rounding(stored)
     anchors = run.windows.variables["probes"].values
     anchor, past = anchors[window], past_windows(window, rank)
     is_last = window == run.n_windows - 1
@@ -293,7 +296,8 @@ def _with_displacements(
         squares = np.concatenate([squares, vector.sq[None]])
         on_basis = np.concatenate([on_basis, vector.on_basis[None]])
         probes = np.concatenate([probes, vector.probes[None]])
-        of_probes = np.concatenate([of_probes, end_rounding])
+        n_rounded = of_probes.shape[1]
+        of_probes = np.concatenate([of_probes, end_rounding[:, :n_rounded]])
     basis_vectors = np.stack([anchor, *(anchor - anchors[c] for c in past)])
     gram = inner[:, :rank, :rank]
     basis_probes = _probes_of_used(run, basis_vectors[:rank], fit)
@@ -407,7 +411,7 @@ def _end(
     if row >= run.n_steps:
         return None
     stored = {name: run.stored.rows(name, slice(row, row + 1)) for name in PROBES}
-    _, [probes] = decode_probes(stored)
+    [probes] = decode_displacements(stored)
     end = ProbedVectors(
         arrival[:, 0].astype(np.float64),
         arrival[:, 1:].astype(np.float64),

@@ -68,8 +68,10 @@ def probe_rounding(stored: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
     with np.errstate(invalid="ignore"):
         places = np.spacing(units).astype(np.float64)
         places[units == 1] = 0
-        variance: FloatArray = np.square(scales * places) / 12
-    return variance
+        places *= scales
+        np.square(places, out=places)
+    places /= 12
+    return places
 
 
 def error_ratios(run: Run, steps: npt.NDArray[np.int64]) -> FloatArray:

@@ -9,7 +9,7 @@ import dask
 
 MEMORY: Final = {
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 28,
-    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 26,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 1 << 25,
 }
 """Settings that let the C library of a worker keep freed memory for the next array. By
 default Dask makes the C library return freed memory to the system, and getting new pages

@@ -272,8 +272,15 @@ def encode_probes(probes: Array) -> dict[str, Array]:
 
 def decode_probes(arrays: Mapping[str, Array]) -> tuple[Array, Array]:
     """Return the probes of gradients and displacements, each float64 (step, probe)."""
-    scales = arrays["probe_scales"].astype(np.float64)
-    gradient = arrays["gradient_probes"] / 127.0
+    scales = arrays["probe_scales"][:, :1].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        gradient = arrays["gradient_probes"] / 127.0 * scales
+    return gradient, decode_displacements(arrays)
+
+
+def decode_displacements(arrays: Mapping[str, Array]) -> Array:
+    """Return the probes of displacements, float64 (step, probe)."""
     displacement = arrays["displacement_probes"].astype(np.float64)
     with np.errstate(invalid="ignore"):
-        return gradient * scales[:, :1], displacement * scales[:, 1:]
+        displacement *= arrays["probe_scales"][:, 1:].astype(np.float64)
+    return displacement

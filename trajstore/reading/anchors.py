@@ -23,7 +23,8 @@ CACHED_PARTS: Final = 16
 
 
 READ_AHEAD: Final = 1 << 22
-"""Largest number of codes to read at once: a request costs more than decoding a small chunk."""
+"""Largest number of codes, or of elements of a keyframe, to read at once: a request costs more than
+decoding a small chunk."""
 
 
 class Codes(NamedTuple):
@@ -135,16 +136,27 @@ class Anchors:
         if moved is not None and window == 0:
             moved[:] = 0
         if since == 0:
-            row = slice(keyframe, keyframe + 1)
-            out[:] = self._source.read(KEYFRAMES, row, elements).values[0]
+            self._read_keyframe(keyframe, elements, out)
             if moved is None or window == 0:
                 return
-            before, out = np.zeros_like(out), np.empty_like(out)
-        assert before is not None
         assert code is not None
         codes, scales, missing = code
-        deltas.move(before, codes, scales, out=out, difference=moved)
+        if since == 0:
+            assert moved is not None
+            deltas.write_decoded(codes, scales, moved)
+        else:
+            assert before is not None
+            deltas.move(before, codes, scales, out=out, difference=moved)
         if missing is not None:
-            out[missing] = np.nan
+            if since > 0:
+                out[missing] = np.nan
             if moved is not None:
                 moved[missing] = np.nan
+
+    def _read_keyframe(self, number: int, elements: slice, out: FloatArray) -> None:
+        """Read a part of an anchor that is stored in full, a few chunks at a time."""
+        row = slice(number, number + 1)
+        for start in range(elements.start, elements.stop, READ_AHEAD):
+            part = slice(start, min(start + READ_AHEAD, elements.stop))
+            place = slice(part.start - elements.start, part.stop - elements.start)
+            out[place] = self._source.read(KEYFRAMES, row, part).values[0]

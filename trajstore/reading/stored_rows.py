@@ -43,7 +43,11 @@ CACHED_CHUNKS: Final = 32
 """Number of chunks of rows to keep in memory, 2 MB each."""
 
 CACHED_VECTOR_PARTS: Final = 4
-"""Number of parts of parameter vectors to keep in memory; analyses read parts of 16 MB."""
+"""Number of parts of parameter vectors to keep in memory."""
+
+LARGE_PART: Final = 1 << 20
+"""Elements of a part of a vector from which on it is not kept: reading it takes far less time than
+what is done with so many elements."""
 
 BOTH_LOST: Final = (
     "chunks of both 'references/start' and 'window' are damaged, so the windows of the "
@@ -280,8 +284,12 @@ class StoredRows:
         return values
 
     def vector(self, path: str, elements: slice) -> FloatArray:
-        """Return a part of a parameter vector, (element,), read-only and cached."""
-        return self._vector_part(path, elements.start, elements.stop)
+        """Return a part of a parameter vector, (element,), read-only; small parts are cached."""
+        start, stop = elements.start, elements.stop
+        read = (
+            self._vector_part if stop - start < LARGE_PART else self._read_vector_part
+        )
+        return read(path, start, stop)
 
     def read(self, name: str, *part: slice) -> ReadResult:
         """Read slices of the leading dimensions, and warn of damage."""

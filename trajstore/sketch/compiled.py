@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
-from numba import float32, int64, types, uint8, void
+from numba import float32, int64, types, uint8, uint64, void
 from numba.extending import intrinsic
 
 from trajstore.sketch.compiling import compiled
@@ -26,6 +26,11 @@ _BLOCK: Final = _LANES * _LANES
 
 _FLOATS: Final = float32[::1]
 _BYTES: Final = types.Array(uint8, 1, "C", readonly=True)
+
+_MULTIPLIERS: Final = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
+_KEY_STEPS: Final = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
+_ROUNDS: Final = 10
+"""Constants of the generator Philox with four words of 64 bits, see `trajstore.sketch.signs`."""
 
 
 def _butterflies_of(
@@ -159,6 +164,21 @@ def _emit_multiply(_context: Any, _bits: Any, _address: Any, _out: Any) -> Any:
     return void(int64, int64, int64), generate_code
 
 
+def _emit_high(_context: Any, _a: Any, _b: Any) -> Any:
+    """Return the upper 64 bits of the product of two words."""
+
+    def generate_code(
+        _context: Any, builder: Any, _signature: Any, arguments: Any
+    ) -> Any:
+        wide = ir.IntType(128)
+        a, b = (builder.zext(argument, wide) for argument in arguments)
+        high = builder.lshr(builder.mul(a, b), ir.Constant(wide, 64))
+        return builder.trunc(high, ir.IntType(64))
+
+    return uint64(uint64, uint64), generate_code
+
+
+_high: Final = intrinsic(_emit_high)
 _transform_columns: Final = intrinsic(_emit_columns)
 _transform_signs: Final = intrinsic(_emit_first)
 _transform_signed: Final = intrinsic(_emit_second)
@@ -232,3 +252,56 @@ def decode_signs(
     for i in range(whole, len(out)):
         is_plus = rotation[i // 8] >> (7 - i % 8) & 1
         out[i] = numbers[i] if is_plus else -numbers[i]
+
+
+@compiled(void(uint64, uint64, uint64, uint64[::1]))
+def random_words(
+    seed: np.uint64,
+    role: np.uint64,
+    step: np.uint64,
+    out: npt.NDArray[np.uint64],  # (word,), a multiple of four words
+) -> None:
+    """Write the words that `trajstore.sketch.signs.random_bytes` draws."""
+    for i in range(0, len(out), 4):
+        # The counter is one at the first block.
+        a, b, c, d = np.uint64(i // 4 + 1), np.uint64(0), np.uint64(0), step
+        k, m = seed, role
+        for _ in range(_ROUNDS):
+            x, y = _high(_MULTIPLIERS[0], a), _high(_MULTIPLIERS[1], c)
+            a, b, c, d = y ^ b ^ k, _MULTIPLIERS[1] * c, x ^ d ^ m, _MULTIPLIERS[0] * a
+            k += _KEY_STEPS[0]
+            m += _KEY_STEPS[1]
+        out[i], out[i + 1], out[i + 2], out[i + 3] = a, b, c, d
+
+
+@compiled(
+    void(
+        types.Array(uint8, 2, "C", readonly=True),
+        types.Array(float32, 1, "C", readonly=True),
+        types.Array(int64, 1, "C", readonly=True),
+        uint64,
+        uint64,
+        float32[:, ::1],
+        float32[:, ::1],
+    )
+)
+def decode_sketches(
+    codes: Bytes,  # (step, number / 8): the signs of the sketches
+    scales: Floats,  # (step,)
+    steps: npt.NDArray[np.int64],  # (step,)
+    seed: np.uint64,
+    role: np.uint64,
+    out: Floats,  # (step, width): receives the folded gradients
+    row_signs: Floats,  # (step, row): receives the signs of the rows
+) -> None:
+    """Draw the random signs of steps, and `decode_signs` of their sketches."""
+    n_bytes, n_rows = codes.shape[1], row_signs.shape[1]
+    n_words = (n_bytes + (n_rows + 7) // 8 + 7) // 8
+    words = np.empty((n_words + 3) // 4 * 4, np.uint64)
+    drawn, numbers = words.view(np.uint8), np.empty(8 * n_bytes, np.float32)
+    for i in range(len(steps)):
+        random_words(seed, role, np.uint64(steps[i]), words)
+        decode_signs(codes[i], scales[i], drawn[:n_bytes], numbers, out[i])
+        for j in range(n_rows):
+            is_plus = drawn[n_bytes + j // 8] >> (7 - j % 8) & 1
+            row_signs[i, j] = 1.0 if is_plus else -1.0

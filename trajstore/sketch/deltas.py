@@ -48,16 +48,19 @@ def n_codes(basis: int) -> int:
 def decode(codes: npt.NDArray[np.int8], scales: FloatArray) -> FloatArray:
     """Return the difference that the codes stand for, float32 (size,)."""
     out = np.empty(len(codes), np.float32)
-    _write_decoded(codes, scales, out)
+    write_decoded(codes, scales, out)
     return out
 
 
-def _write_decoded(
+def write_decoded(
     codes: npt.NDArray[np.int8], scales: FloatArray, out: FloatArray
 ) -> None:
-    out[:] = codes
-    blocks = out.reshape(-1, BLOCK)
-    blocks *= scales[:, None]
+    """Write the difference that the codes stand for, (size,)."""
+    for start in range(0, len(out), PIECE):
+        piece = slice(start, min(start + PIECE, len(out)))
+        out[piece] = codes[piece]
+        blocks = out[piece].reshape(-1, BLOCK)
+        blocks *= scales[piece.start // BLOCK : piece.stop // BLOCK, None]
 
 
 def move(
@@ -76,5 +79,5 @@ def move(
         blocks = slice(piece.start // BLOCK, piece.stop // BLOCK)
         n = piece.stop - piece.start
         decoded = buffer[:n] if difference is None else buffer[piece]
-        _write_decoded(codes[piece], scales[blocks], decoded)
+        write_decoded(codes[piece], scales[blocks], decoded)
         np.add(before[piece], decoded, out=out[piece])

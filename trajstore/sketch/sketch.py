@@ -26,7 +26,7 @@ from trajstore.sketch import levels, onebit
 from trajstore.sketch.fold import Fold
 from trajstore.sketch.probes import Probes
 from trajstore.sketch.rotation import rotate, rotate_back
-from trajstore.sketch.signs import Role, random_bytes, random_signs, unpack_signs
+from trajstore.sketch.signs import Role, random_signs
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -153,19 +153,15 @@ class Sketch:
         # Numba takes a third of a second to import. Modules of lazy_loader are not safe in threads.
         compiled = import_module("trajstore.sketch.compiled")
         row_signs = np.empty((len(steps), self.fold.n_rows), np.float32)
-        numbers = np.empty(self.numbers, np.float32)
-        n_bytes, n_rows = self.numbers // 8, self.fold.n_rows
-        for i, step in enumerate(steps):
-            drawn = random_bytes(
-                n_bytes + -(-n_rows // 8),
-                seed=self.seed,
-                role=Role.STEP,
-                step=int(step),
-            )
-            row_signs[i] = unpack_signs(drawn[n_bytes:])[:n_rows]
-            compiled.decode_signs(
-                codes[i], scales[i, 0], drawn[:n_bytes], numbers, buckets[i]
-            )
+        compiled.decode_sketches(
+            np.ascontiguousarray(codes),
+            np.ascontiguousarray(scales[:, 0]),
+            np.ascontiguousarray(steps),
+            np.uint64(self.seed),
+            np.uint64(Role.STEP),
+            buckets,
+            row_signs,
+        )
         return Decoded(buckets, row_signs)
 
 

@@ -102,7 +102,9 @@ def displacement_product(
     norms = np.linalg.norm(a_rest.probes, axis=-1) * np.linalg.norm(f_rest.probes)
     along = np.clip(_ratio(a_rest.probes @ f_rest.probes, norms), -1, 1)
     advance = along * np.sqrt(_ratio(a_rest.sq, f_rest.sq))
-    aside_probes = a_rest.probes - advance[:, None] * f_rest.probes
+    # Probes of many steps take most of the memory, so differences replace what is subtracted.
+    aside_probes = advance[:, None] * f_rest.probes
+    np.subtract(a_rest.probes, aside_probes, out=aside_probes)
     aside = np.sqrt(np.maximum(a_rest.sq - advance**2 * f_rest.sq, 0))
     if collisions is not None:
         # The regression on the basis leaves v slightly oblique to the basis.
@@ -412,10 +414,11 @@ def _remove_basis(
 ) -> tuple[FloatArray, ProbedVectors]:
     """Return the coefficients of vectors on the basis, and the unexplained parts."""
     coefficients = regress(basis.on_basis, vectors.on_basis)
+    explained = coefficients @ basis.probes
     rest = ProbedVectors(
         np.maximum(vectors.sq - (coefficients * vectors.on_basis).sum(-1), 0),
         vectors.on_basis - coefficients @ basis.on_basis,
-        vectors.probes - coefficients @ basis.probes,
+        np.subtract(vectors.probes, explained, out=explained),
     )
     return coefficients, rest
 

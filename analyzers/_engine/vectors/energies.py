@@ -201,11 +201,28 @@ def energy_sums(
                 variance = own @ total.weights.of_buckets(row, columns)
                 window_sum[0, layer] += total.row_signs[row] * product
                 window_sum[1, layer] += variance
+    return joined_sums(run, rows, sums, by_block, extra, window_sum, uneven, total)
+
+
+def joined_sums(
+    run: Run,
+    rows: slice,
+    sums: FloatArray,  # `interval_sums`, (row, interval)
+    by_block: FloatArray,  # energies of blocks, (block,)
+    extra: FloatArray,  # squares with the weights of `uneven`, (layer,)
+    window_sum: FloatArray,  # as in `EnergySums`, (2, layer)
+    uneven: Weights | None,
+    total: WindowTotal | None,
+) -> EnergySums:
+    """Return the sums over a vector, given its sums by row, by block and by layer."""
+    layers, n_layers = run.layout.layer_of_block, len(extra)
+    places = run.stored.folded_offsets, run.layout.sizes
     if uneven is not None:
         extra -= np.bincount(layers, by_block * uneven.by_block, n_layers)
     if total is not None:
         of_elements = by_block * total.weights.by_block
         window_sum[1] -= np.bincount(layers, of_elements, n_layers)
+    width = run.stored.sketch.fold.width
     by_interval = bucket_energies(sums, rows.start, *places, width)
     return EnergySums(by_interval, extra, window_sum)
 

@@ -7,6 +7,7 @@ adds up the results of all rows. `tasks` turns these calls into Dask tasks.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from analyzers._engine.vectors.energies import (
     spread,
 )
 from analyzers._engine.vectors.fit import (
+    COMPILED_FROM,
     Fit,
     fit_window,
     longest_steps,
@@ -49,7 +51,7 @@ from trajstore.sketch.sketch import Decoded
 FloatArray = npt.NDArray[np.floating[Any]]
 Float32Array = npt.NDArray[np.float32]
 
-STEP_BYTES: Final = 128 << 20
+STEP_BYTES: Final = 64 << 20
 """Bytes of decoded sketches that a task holds in the type of the residual."""
 
 
@@ -179,14 +181,15 @@ def write_residual(
     displacement_sum = no_product(run, is_known=displacements is not None)
     folded = np.zeros(width, np.float32)
     # A few rows at a time stay in the cache.
+    compiled = _compiled_sums(run, vectors, out)
+    subtract_fit = compiled.subtract_fit if compiled else _subtract_fit
+    multiply = compiled.displacement_products if compiled else displacement_products
     for part, own in by_rows(pieces.by_layer, len(out), cached_rows(width)):
         here = slice(rows.start + part.start, rows.start + part.stop)
-        _subtract_fit(run, vectors, here, part, fit, out=out[part])
+        subtract_fit(run, vectors, here, part, fit, out=out[part])
         _add_signed_rows(run, here, out[part], total=folded)
         if displacements is not None:
-            displacement_sum += displacement_products(
-                run, displacements, rows, out, part, own
-            )
+            displacement_sum += multiply(run, displacements, rows, out, part, own)
     part_probes = _probe_parts(run, rows, out, parts=parts, pieces=pieces)
     collisions = _collisions(run, vectors, out, parts=parts)
     inverse = (1 / sketch_weights(run, window)).astype(out.dtype)
@@ -198,7 +201,11 @@ def write_residual(
 
     gradients = gradient_energies(run, window, steps)
     found = spread(run, window, gradients)
-    energies = energy_sums(run, window, found, rows, out, pieces.by_layer, weigh)
+    whole = run, window, found, rows, out, pieces.by_layer
+    if compiled:
+        energies = compiled.energy_sums(*whole, inverse)
+    else:
+        energies = energy_sums(*whole, weigh)
     # Gradients are not finite where training diverged; the quantities are NaN there.
     with np.errstate(invalid="ignore"):
         crowd = energies.by_interval @ _densities(run, gradients).T
@@ -210,6 +217,15 @@ def write_residual(
     return ResidualSums(
         energy, crowd.T, np.stack(both), part_probes, *sums, *collisions
     )
+
+
+def _compiled_sums(run: Run, vectors: WindowVectors, out: FloatArray) -> Any:
+    """Return the module of compiled loops if they are worth their import, else None."""
+    types = {v.dtype for v in (vectors.anchor, vectors.target, vectors.advance, out)}
+    is_simple = not run.spec.is_packed and types == {np.dtype(np.float32)}
+    if not is_simple or run.n_windows * run.layout.size < COMPILED_FROM:
+        return None
+    return import_module("analyzers._engine.vectors.compiled_sums")
 
 
 def _densities(run: Run, gradients: FloatArray) -> FloatArray:
@@ -340,11 +356,13 @@ def _probe_end(
     probes = run.stored.probes
     if window < run.n_windows - 1:
         return np.zeros(probes.count, np.float32)
-    displacement = vectors.advance.copy()
-    displacement[~np.isfinite(displacement)] = 0
-    displacement = run.stored.folded(displacement)
-    signed = probes.fold.signed_rows(displacement, rows.start)
-    return probes.of_folded(probes.row_signs[rows] @ signed)
+    displacement = run.stored.folded(vectors.advance)
+    folded = np.zeros(width := probes.fold.width, np.float32)
+    for part in slices(rows, cached_rows(width)):
+        start, stop = ((row - rows.start) * width for row in (part.start, part.stop))
+        own = np.nan_to_num(displacement[start:stop], nan=0.0, posinf=0.0, neginf=0.0)
+        folded += probes.row_signs[part] @ probes.fold.signed_rows(own, part.start)
+    return probes.of_folded(folded)
 
 
 def _estimates(

@@ -101,7 +101,7 @@ def walk(
         if c < last:
             advance = moves[(c + 1) % len(moves)]
         else:
-            advance = _end_of_run(run, kept[c], elements) - kept[c]
+            advance = _last_advance(run, kept[c], elements)
         recent = range(c, max(c - n_moves, 0), -1)
         latest = [moves[w % len(moves)] for w in recent]
         yield c, WindowVectors(kept.pop(c), latest, x, advance)
@@ -135,14 +135,22 @@ def window_steps(run: Run, steps: slice) -> dict[int, slice]:
 
 def read_vector(read: Callable[[slice], FloatArray], elements: slice) -> FloatArray:
     """Read a large part of a vector, a few chunks at a time."""
-    parts = [read(part) for part in slices(elements, READ_ELEMENTS)]
-    return parts[0].copy() if len(parts) == 1 else np.concatenate(parts)
+    out = np.empty(0, np.float32)
+    for part in slices(elements, READ_ELEMENTS):
+        values = read(part)
+        if not len(out):
+            out = np.empty(elements.stop - elements.start, values.dtype)
+        out[part.start - elements.start : part.stop - elements.start] = values
+    return out
 
 
-def _end_of_run(run: Run, anchor: FloatArray, elements: slice) -> FloatArray:
+def _last_advance(run: Run, anchor: FloatArray, elements: slice) -> FloatArray:
+    """Return the displacement from the last anchor to the end of the run."""
     if not run.has_final:
-        return anchor
-    return read_vector(partial(run.stored.vector, "final"), elements)
+        return anchor - anchor
+    advance = read_vector(partial(run.stored.vector, "final"), elements)
+    advance -= anchor
+    return advance
 
 
 def _sum(terms: Sequence[FloatArray], out: FloatArray, dtype: npt.DTypeLike) -> None:

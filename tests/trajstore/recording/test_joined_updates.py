@@ -1,7 +1,7 @@
 """The update of a step is measured together with the next step, or before it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -87,7 +87,11 @@ class Wanderer(optim.SGD):
     """Evaluates its closure only at other parameters in some steps."""
 
     def step(self, closure: Any = None) -> Any:
-        parameters, n = self.param_groups[0]["params"], self.state.setdefault("n", [0])
+        parameters, state = (
+            self.param_groups[0]["params"],
+            cast("dict[str, Any]", self.state),
+        )
+        n = state.setdefault("n", [0])
         n[0] += 1
         moved = parameters if n[0] in {4, 6} else []
         for p in moved:

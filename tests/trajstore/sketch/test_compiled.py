@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("numba")
 
+from trajstore.sketch import compiled
 from trajstore.sketch import sketch as decoder
+from trajstore.sketch.signs import Role, random_bytes
 from trajstore.sketch.sketch import Sketch
 
 SEED = 3
@@ -52,3 +54,13 @@ def test_other_sketches_are_decoded_in_numpy(
     monkeypatch.setattr(decoder, "COMPILED_FROM", 0)
     actual = sketch.decode(*arguments, n_sketches=2)
     np.testing.assert_array_equal(actual.buckets, expected.buckets)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2**64 - 1])
+@pytest.mark.parametrize("step", [0, 2**40])
+def test_compiled_loops_draw_the_same_words(seed: int, step: int):
+    words = np.empty(12, np.uint64)
+    compiled.random_words(np.uint64(seed), np.uint64(Role.STEP), np.uint64(step), words)
+    drawn = words.astype("<u8").view(np.uint8)
+    expected = random_bytes(96, seed=seed, role=Role.STEP, step=step)
+    np.testing.assert_array_equal(drawn, expected)
