@@ -371,11 +371,10 @@ class CPUBackend:
 
     def fold_displacement(self) -> Tensor:
         """Return the fold of the displacement on this rank, float32 (bucket,)."""
-        folding, vectors = self._folding, self._vectors
+        folding, read = self._folding, self._vectors
         signs = folding.probe_columns, folding.probe_rows
-        fold = np.zeros(folding.folds.shape[2], np.float32)
-        read = vectors.displacement, vectors.read_ranges
-        sketching.fold(*read, folding.width, *signs, fold)
+        fold, vector = np.zeros(folding.folds.shape[2], np.float32), read.displacement
+        sketching.fold(vector, read.read_ranges, folding.width, *signs, fold)
         return torch.from_numpy(fold)
 
     def encode(
