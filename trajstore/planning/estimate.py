@@ -52,6 +52,7 @@ from trajstore.planning.similar import (
     times_of,
 )
 from trajstore.sketch.deltas import n_codes
+from trajstore.sketch.vector_forms import are_compact, n_words
 from trajstore.sketch.window_sum import LEAST_STEPS, with_window_sums
 
 COMPRESSION: Final = {
@@ -77,7 +78,8 @@ VECTOR_BYTES: Final = {"float32": 12, "float64": 60}
 """Bytes of a recorder's vectors for each parameter, by the type of the parameters.
 
 In float32: previous gradient, displacement and anchor. In float64 these, the gradient and the update,
-and float32 copies of gradient and displacement with the three vectors that sketch them.
+and float32 copies of gradient and displacement with the three vectors that sketch them. On a CPU,
+large networks have compact vectors (`trajstore.sketch.vector_forms`).
 """
 
 
@@ -175,13 +177,13 @@ class Plan:
     @property
     def memory(self) -> int:
         """Peak memory that a recording on a CPU adds, in bytes."""
-        return self.memory_with_parameters + self._memory_of_writer
+        return self.memory_of_rank(1) + 2 * self._batch_bytes + self._memory_of_writer
 
     @property
     def memory_with_parameters(self) -> int:
-        """Peak memory that a recording adds where the parameters are, in bytes."""
+        """Peak memory of the accelerator that a recording adds, in bytes."""
         # The vectors, and two buffers of rows.
-        return self.memory_of_rank(1) + 2 * self._batch_bytes
+        return self.memory_of_rank(1, on_cpu=False) + 2 * self._batch_bytes
 
     @property
     def memory_of_host(self) -> int:
@@ -205,7 +207,7 @@ class Plan:
     def _batch_bytes(self) -> int:
         return max(self._row_bytes, min(FLUSH_ROWS * self._row_bytes, FLUSH_BYTES))
 
-    def memory_of_rank(self, n_ranks: int) -> int:
+    def memory_of_rank(self, n_ranks: int, *, on_cpu: bool = True) -> int:
         """Return the memory for vectors on each of some ranks that share the parameters, in bytes."""
         # The codes are those of past anchors, and of anchors that wait to be written unless a new
         # code takes the memory of the oldest one.
@@ -213,7 +215,10 @@ class Plan:
         n_past = min(n_codes(self.spec.basis), self.n_windows)
         waiting = size if n_past == 0 else min(size, FLUSH_BYTES)
         codes = (n_past * size + waiting) * ITEM_SIZE["int8"]
-        return VECTOR_BYTES[self.spec.float_type] * size + codes
+        vectors = VECTOR_BYTES[self.spec.float_type] * self._size
+        if on_cpu and are_compact(self.spec):
+            vectors -= ITEM_SIZE["float32"] * (2 * self._size - n_words(self.layout))
+        return -(-vectors // n_ranks) + codes
 
     @property
     def gathered(self) -> int:

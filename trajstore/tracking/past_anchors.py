@@ -44,14 +44,15 @@ class PastAnchors:
         pairs = [(c.data_ptr(), s.data_ptr()) for c, s in self._codes]
         return np.array(pairs, np.int64).reshape(-1, 2).T.copy()
 
-    def products(self, vectors: Tensor) -> Tensor:
+    def products(self, vectors: Tensor, first: int = 0) -> Tensor:
         """Return inner products of vectors and displacements, (block, vector, displacement)."""
+        # The vectors, (vector, element), are parts of the flat vectors that begin at `first`.
         n_vectors, size = vectors.shape
         products = vectors.new_zeros(size // BLOCK, n_vectors, self.n_vectors)
         if self._codes:
             for elements, blocks in chunks(size, vectors.device):
                 vector_blocks = vectors[:, elements].unflatten(1, (-1, BLOCK))
-                displacements = self.displacements(elements, blocks, like=vectors)
+                displacements = self.displacements(elements, first, like=vectors)
                 torch.bmm(
                     vector_blocks.transpose(0, 1),
                     displacements.unflatten(1, (-1, BLOCK)).permute(1, 2, 0),
@@ -59,8 +60,10 @@ class PastAnchors:
                 )
         return products
 
-    def displacements(self, elements: slice, blocks: slice, like: Tensor) -> Tensor:
+    def displacements(self, elements: slice, first: int, like: Tensor) -> Tensor:
         """Return a chunk of each displacement, (displacement, element), on the device of `like`."""
+        elements = slice(first + elements.start, first + elements.stop)
+        blocks = slice(elements.start // BLOCK, elements.stop // BLOCK)
         # A displacement goes back to the first anchor if there are too few earlier anchors.
         vectors = like.new_zeros(self.n_vectors, elements.stop - elements.start)
         for j in range(self.n_vectors):

@@ -2,7 +2,8 @@
 
 Measuring a step does not wait for the device: the results go to tensors that another thread
 converts later. The buffers are three float32 vectors as long as the parameters (four with
-`trajstore.tracking.backends.eager`) and the codes of past anchors, each one byte per element.
+`trajstore.tracking.backends.eager`, the memory of two if compact) and the codes of past anchors, each
+one byte per element.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,9 +20,15 @@ from trajstore.format.rows import measured_arrays
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch_torch import deltas as deltas_torch
 from trajstore.sketch_torch.weights import tensor_weights
+from trajstore.tracking import moves
 from trajstore.tracking.backends.choose import choose_backend
 from trajstore.tracking.backends.double import DoubleBackend
-from trajstore.tracking.backends.protocol import LastStep, StepBackend
+from trajstore.tracking.backends.protocol import (
+    DISPLACEMENT,
+    GRADIENT,
+    LastStep,
+    StepBackend,
+)
 from trajstore.tracking.gathering import gathered, norm_of, sums_by_layer
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part, unsharded
@@ -29,9 +36,6 @@ from trajstore.tracking.precision import no_grad_float32
 from trajstore.tracking.scaling import Scaling, unscaled
 from trajstore.tracking.unknown_values import forget_squares
 from trajstore.tracking.window_sums import EndedWindow, WindowSums
-
-# Rows of `StepBackend.frame`.
-DISPLACEMENT, ANCHOR = 0, 1
 
 FAR_BACK: Final = 8
 """Probes of an anchor are computed again if it is this many times closer to 0 than to the one before."""
@@ -84,12 +88,6 @@ class Tracker:
         self.finish = self._backend.finish
         """See `trajstore.tracking.backends.protocol.StepBackend.finish`."""
         self.sums = WindowSums(spec, self._placement, self._backend, self.device)
-        blocks = self._backend.frame.unflatten(1, (-1, BLOCK))
-        self._factors = {
-            "displacement": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:]),
-            "move": _factors(blocks[DISPLACEMENT], blocks[DISPLACEMENT:ANCHOR]),
-            "anchor": _factors(blocks[ANCHOR], blocks[ANCHOR : ANCHOR + 1]),
-        }
         # The clamp makes the rms of an empty tensor 0 instead of 0 / 0.
         sizes = torch.from_numpy(layout.sizes).clamp(min=1)
         self._sizes = sizes.to(self.device, torch.float64)
@@ -110,7 +108,7 @@ class Tracker:
     @property
     def anchor(self) -> Tensor:
         """The part of the decoded anchor on this rank, which `move` changes."""
-        return self._backend.frame[ANCHOR]
+        return self._backend.anchor
 
     def keyframe(self) -> Tensor:
         """Return the whole decoded anchor; without sharding, this is the tracker's own vector."""
@@ -133,10 +131,14 @@ class Tracker:
 
     def _start(self) -> CodedAnchor:
         # The anchor is 0 before the first window, so the displacement equals the parameters.
-        self._backend.read_displacement()
+        if self._spec.exact:
+            for piece in self._backend.pieces:
+                self.anchor[piece] = self._backend.read_displacement(piece)[0]
+        else:
+            self._add_anchor_probes(
+                moves.probes_of(self._backend, lambda a, anchor: anchor.copy_(a))
+            )
         self.sums.start(0)
-        self.anchor.copy_(self._backend.frame[DISPLACEMENT])
-        self._add_anchor_probes()
         n_layers = len(self._placement.layout.names)
         return CodedAnchor(
             codes=self._placement.gather(
@@ -156,13 +158,17 @@ class Tracker:
             return self._move(overwrites=overwrites)
 
     def _move(self, *, overwrites: bool) -> CodedAnchor:
-        self._backend.read_displacement()
-        arrival = self._arrival()
-        memory = self._past.take_oldest() if overwrites else None
-        codes, scales, all_scales = self._code_displacement(memory)
-        self.anchor.add_(self._backend.frame[DISPLACEMENT])
-        self._past.append(codes, scales)
-        moved_sq = self._by_layer(self._products("move"))[:, 0]
+        found = moves.arrive(self._backend, self._past)
+        arrival = self._by_layer(found.products[:, : 1 + self._spec.basis])
+        all_scales = self._placement.block_max(found.scales)
+        codes = self._past.take_oldest() if overwrites else None
+        if codes is None:
+            codes = torch.empty_like(self.anchor, dtype=torch.int8)
+        squares, probes = moves.move(
+            self._backend, codes, found, probes=not self._spec.exact
+        )
+        self._past.append(codes, found.scales)
+        moved_sq = self._by_layer(squares)[:, 0]
         weights = tensor_weights(
             (moved_sq / self._sizes).sqrt(),
             (self._gradient_energy / self._sizes / max(self._n_gradients, 1)).sqrt(),
@@ -177,13 +183,16 @@ class Tracker:
         self.sums.start(window)
         self._gradient_energy.zero_()
         self._n_gradients = 0
-        self._add_anchor_probes()
+        if probes is not None:
+            self._add_anchor_probes(probes)
         # A sum of probes lacks digits after a long way back; an accelerator would have to wait.
-        way_back = FAR_BACK**2 * self._by_layer(self._products("anchor")).sum()
-        if self.device.type == "cpu" and moved_sq.sum().numpy() > way_back.numpy():
-            self._backend.frame[DISPLACEMENT].copy_(self.anchor)
+        way_back = FAR_BACK**2 * self.anchor_sq().sum()
+        is_far = self.device.type == "cpu" and moved_sq.sum().numpy() > way_back.numpy()
+        if is_far and probes is not None:
             self._anchor_probes.zero_()
-            self._add_anchor_probes()
+            self._add_anchor_probes(
+                moves.probes_of(self._backend, lambda a, anchor: a.copy_(anchor))
+            )
         return CodedAnchor(
             self._placement.gather(codes),
             all_scales,
@@ -234,25 +243,32 @@ class Tracker:
     @property
     def previous_gradient(self) -> Tensor:
         """The gradient of the last step, float32 (size,), which callers may set."""
-        return self._placement.gather(self._backend.last_gradient)
+        return self._placement.gather(self._backend.held(GRADIENT))
 
     @previous_gradient.setter
     def previous_gradient(self, gradient: Tensor) -> None:
-        self._placement.scatter(gradient, self._backend.last_gradient)
+        held = torch.empty_like(self.anchor)
+        self._placement.scatter(gradient, held)
+        self._backend.hold(GRADIENT, held)
 
     def forget_previous_gradient(self) -> None:
         """Replace the last gradient by NaN, so that the next product with it is NaN."""
         self.finish()
         # The sums of the window may contain this gradient, although it belongs to no step.
         self.sums.forget()
-        for view in self._placement.views(self._backend.last_gradient):
+        self._forget(GRADIENT)
+
+    def _forget(self, which: int) -> None:
+        """Replace a vector of the backend by NaN."""
+        vector = self._backend.held(which)
+        for view in self._placement.views(vector):
             view.fill_(torch.nan)
+        self._backend.hold(which, vector)
 
     def displacement_sq(self) -> Tensor:
         """Return the squared distance from the anchor in each layer, float64 (layer,)."""
         with no_grad_float32(self.device):
-            self._backend.read_displacement()
-            return self._by_layer(self._products("displacement"))[:, 0]
+            return self._by_layer(moves.squares(self._backend))[:, 0]
 
     def before_step(
         self,
@@ -329,8 +345,7 @@ class Tracker:
     def forget_displacement(self) -> None:
         """Replace the displacement of a measured row by NaN, so that its update is NaN."""
         self.finish()
-        for view in self._placement.views(self._backend.frame[DISPLACEMENT]):
-            view.fill_(torch.nan)
+        self._forget(DISPLACEMENT)
 
     def measure(self, number: int, row: Mapping[str, Tensor]) -> None:
         """Measure the current gradients outside a step; `number` selects the random signs."""
@@ -359,8 +374,8 @@ class Tracker:
     def _updates(self) -> list[Tensor | None]:
         """Return the change of each parameter since `before_step`; None if not on this rank."""
         anchor, displacement = (
-            self._placement.views(self._backend.frame[row])
-            for row in (ANCHOR, DISPLACEMENT)
+            self._placement.views(vector)
+            for vector in (self.anchor, self._backend.held(DISPLACEMENT))
         )
         updates = iter(
             # Subtract in this order, as `after_step` does: near the anchor both results are exact.
@@ -390,33 +405,12 @@ class Tracker:
     def anchor_sq(self) -> Tensor:
         """Return the squared norm of the anchor in each layer, float64 (layer,)."""
         with no_grad_float32(self.device):
-            return self._by_layer(self._products("anchor"))[:, 0]
+            products = moves.block_products(self.anchor, self.anchor[None])
+            return self._by_layer(products)[:, 0]
 
     def gathered_parameters(self) -> Callable[[slice], Tensor]:
         """Return a function that returns a range of the parameters, (element,)."""
-        vector = self._backend.frame[DISPLACEMENT]
-        return gathered(self._parameters, self._placement, vector)
-
-    def _arrival(self) -> Tensor:
-        """Return products of the displacement with itself and the basis, (layer, 1 + basis)."""
-        past_products = self._past.products(self._backend.frame[: DISPLACEMENT + 1])
-        products = torch.cat([self._products("displacement"), past_products[:, 0]], 1)
-        return self._by_layer(products[:, : 1 + self._spec.basis])
-
-    def _code_displacement(self, out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Replace the displacement by its decoded code; return the codes and scales."""
-        # Works in chunks. Returns two vectors of scales: for the blocks on this rank, and for all
-        # blocks.
-        vector = self._backend.frame[DISPLACEMENT]
-        codes = torch.empty_like(vector, dtype=torch.int8) if out is None else out
-        scales = self._empty(len(vector) // BLOCK)
-        for elements, blocks in self._chunks():
-            scales[blocks] = deltas_torch.block_scales(vector[elements])
-        all_scales = self._placement.block_max(scales)
-        for elements, blocks in self._chunks():
-            codes[elements] = deltas_torch.encode(vector[elements], scales[blocks])
-            vector[elements] = deltas_torch.decode(codes[elements], scales[blocks])
-        return codes, scales, all_scales
+        return gathered(self._parameters, self._placement, self.anchor)
 
     def _add_to_anchor(self, codes: Tensor, scales: Tensor) -> None:
         for elements, blocks in self._chunks():
@@ -424,26 +418,13 @@ class Tracker:
                 codes[elements], scales[blocks]
             )
 
-    def _add_anchor_probes(self) -> None:
-        """Add the probes of the displacement to the probes of the anchor."""
-        if not self._spec.exact:
-            self._anchor_probes += self._backend.probe_displacement()
-
-    def _products(self, name: str) -> Tensor:
-        """Return the inner products of a pair of `_factors`, block by block, (block, vector)."""
-        return torch.bmm(*self._factors[name])[:, 0]
+    def _add_anchor_probes(self, probes: Tensor) -> None:
+        """Add probes, which are those of this rank, to the probes of the anchor."""
+        self._placement.all_reduce(probes)
+        self._anchor_probes += probes
 
     def _chunks(self) -> Iterator[tuple[slice, slice]]:
         return deltas_torch.chunks(self._placement.size, self.device)
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=self.device)
-
-    def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-
-def _factors(vector: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """View the blocks of a vector, and of other vectors, as two factors for `bmm`."""
-    # Multiplying a row by a matrix is several times as fast as a matrix by a column.
-    return vector[:, None, :], others.permute(1, 2, 0)

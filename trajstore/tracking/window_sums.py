@@ -120,8 +120,7 @@ class WindowSums:
         )
         scales = torch.zeros(n_blocks(n), device=self._device, dtype=torch.float32)
         if spec.displacement_sum and is_long:
-            self._backend.read_displacement()
-            end = self._backend.fold_displacement()
+            end = self._end()
             self._placement.all_reduce(end)
             fold = self._displacement_fold()
             fold[: len(end)] -= middle(self.n_steps) * end
@@ -131,6 +130,15 @@ class WindowSums:
             drawn = upload(total.rotation_signs.copy(), self._device)
             self._backend.encode(fold, drawn, signs=codes, scales=scales)
         return codes, scales
+
+    def _end(self) -> Tensor:
+        """Return the fold of the displacement at the end on this rank, float32 (bucket,)."""
+        fold: Tensor | float = 0.0
+        for piece in self._backend.pieces:
+            self._backend.read_displacement(piece)
+            fold += self._backend.fold_displacement()
+        assert isinstance(fold, Tensor)
+        return fold
 
     def _relative_energies(self) -> Tensor:
         """Return the energies per element, relative to the largest of the layer, (block,)."""

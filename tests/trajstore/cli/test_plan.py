@@ -205,11 +205,12 @@ def test_a_plan_says_where_the_memory_lies(
     plan = plan_recording(guess_layout(1_300_000_000), n_steps=200_000)
     printed = " ".join(run(LARGE, monkeypatch, capsys).split())
     assert (
-        "memory 18.2 GB with parameters on a CPU, 3.5 float32 vectors of the parameters; "
+        "memory 13.0 GB with parameters on a CPU, 2.5 float32 vectors of the parameters; "
         "on an accelerator 18.2 GB, and up to 6.5 GB on its host; and about 240.0 MB once for the "
         "process"
     ) in printed
-    # Three vectors, and two codes; a code and a keyframe.
+    # Three vectors, compact on a CPU, and two codes; a code and a keyframe.
+    assert 0 < plan.memory - 10 * plan.layout.size < 60e6
     assert 0 < plan.memory_with_parameters - 14 * plan.layout.size < 30e6
     assert 0 < plan.memory_of_host - 5 * plan.layout.size < 60e6
     small = run("traj-store plan --params 1e4 --steps 400", monkeypatch, capsys)

@@ -17,6 +17,7 @@ from torch import Tensor
 from trajstore.format.layout import BLOCK
 from trajstore.format.rows import measured_arrays
 from trajstore.format.run_spec import RunSpec
+from trajstore.tracking.backends import protocol
 from trajstore.tracking.backends.choose import choose_backend
 from trajstore.tracking.backends.columns import Columns, measured_columns
 from trajstore.tracking.backends.memory import row_major
@@ -51,8 +52,9 @@ class DoubleBackend:
         self._exact, self._past = spec.exact, past
         self._columns = measured_columns(spec)
         self._rows = torch.zeros(4, placement.size, dtype=torch.float64, device=device)
+        self.anchor, self.pieces = self._rows[ANCHOR], (slice(0, placement.size),)
         self._views = [placement.views(row) for row in self._rows]
-        self._is_lent = False  # whether a caller may have written the last gradient
+        self._is_lent = False  # whether a caller has written the last gradient
         self._update = self._rows.new_zeros(placement.size)
         self._update_views = placement.views(self._update)
         self._layer_of_block = torch.from_numpy(placement.layer_of_block).to(device)
@@ -75,16 +77,15 @@ class DoubleBackend:
         """Follow other tensors of the same shapes from now on."""
         self._parameters = list(parameters)
 
-    @property
-    def frame(self) -> Tensor:
-        """The displacement and the anchor, float64 (2, size)."""
-        return self._rows[DISPLACEMENT:]
+    def held(self, which: int) -> Tensor:
+        """Return the last measured gradient or displacement, float64 (size,)."""
+        is_gradient = which == protocol.GRADIENT
+        return self._rows[GRADIENT if is_gradient else DISPLACEMENT]
 
-    @property
-    def last_gradient(self) -> Tensor:
-        """The last measured gradient, a writable float64 view (size,)."""
-        self._is_lent = True
-        return self._rows[GRADIENT]
+    def hold(self, which: int, vector: Tensor) -> None:
+        """Replace the last measured gradient or displacement."""
+        self.held(which).copy_(vector)
+        self._is_lent |= which == protocol.GRADIENT
 
     @property
     def block_energies(self) -> Tensor:
@@ -125,7 +126,7 @@ class DoubleBackend:
                 self._rows[GRADIENT].zero_()
                 self._is_lent = False
             self._read(vectors, self._views[GRADIENT])
-            self.read_displacement()
+            self._subtract_anchor()
             pair = self._rows[GRADIENT:ANCHOR]
             products = [
                 _by_block(pair, self._rows),
@@ -179,7 +180,12 @@ class DoubleBackend:
         self._rows[:ANCHOR] = kept
         self._update.copy_(update)
 
-    def read_displacement(self) -> None:
+    def read_displacement(self, piece: slice) -> Tensor:
+        """Return the parameters minus the anchor, and the anchor, float64 (2, element)."""
+        self._subtract_anchor()
+        return self._rows[DISPLACEMENT:, piece]
+
+    def _subtract_anchor(self) -> None:
         """Set the displacement to the parameters minus the anchor."""
         self._read(self._parameters, self._views[DISPLACEMENT])
         self._rows[DISPLACEMENT].sub_(self._rows[ANCHOR])
@@ -197,8 +203,11 @@ class DoubleBackend:
     def probe_displacement(self) -> Tensor:
         """Return the probes of the displacement, float64 (probe,)."""
         factors = self._scale(self._rows[GRADIENT:ANCHOR])
-        self._sketching.read_displacement()
-        return self._sketching.probe_displacement().double() * factors[1]
+        probes = torch.zeros_like(self._sketched["probes"][1], dtype=torch.float64)
+        for piece in self._sketching.pieces:
+            self._sketching.read_displacement(piece)
+            probes += self._sketching.probe_displacement()
+        return probes * factors[1]
 
     def _read_update(self) -> None:
         """Set the update: the parameters minus the parameters before the step."""

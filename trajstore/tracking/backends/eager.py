@@ -19,7 +19,7 @@ from trajstore.sketch_torch.probes import ProbesOnDevice
 from trajstore.sketch_torch.sketch import SketchOnDevice
 from trajstore.tracking.backends.columns import Columns, measured_columns
 from trajstore.tracking.backends.memory import check_tensor, huge_zeros
-from trajstore.tracking.backends.protocol import LastStep
+from trajstore.tracking.backends.protocol import GRADIENT, LastStep
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement, local_part
 from trajstore.tracking.precision import no_grad_float32
@@ -66,6 +66,7 @@ class EagerBackend:
         self._spec, self._past = spec, past
         self._columns = measured_columns(spec)
         self._rows = huge_zeros(N_ROWS, placement.size, device=device)
+        self.anchor, self.pieces = self._rows[ANCHOR], (slice(0, placement.size),)
         self._turns = [self._turn(row) for row in TURNS]
         self._row_of_gradient = 0
         blocks = self._rows.unflatten(1, (-1, BLOCK))
@@ -98,11 +99,6 @@ class EagerBackend:
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
         """Follow other tensors of the same shapes from now on."""
         self._parameters = list(parameters)
-
-    @property
-    def frame(self) -> Tensor:
-        """The displacement and the anchor, float32 (2, size)."""
-        return self._rows[DISPLACEMENT:]
 
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
@@ -145,7 +141,7 @@ class EagerBackend:
         self._read(
             [local_part(vector, like) for vector, like in pairs], turn.gradient_views
         )
-        self.read_displacement()
+        self._subtract_anchor(self._rows[DISPLACEMENT], self._displacement[0])
         pair = turn.with_displacement
         gradient_products = self._in_range(turn.gradient_factors)
         self.block_energies += gradient_products[:, self._row_of_gradient]
@@ -214,14 +210,19 @@ class EagerBackend:
         for total, before in zip(sums, kept_sums, strict=True):
             total.copy_(before)
 
-    @property
-    def last_gradient(self) -> Tensor:
-        """The last measured gradient, a writable float32 view (size,)."""
-        return self._rows[self._row_of_gradient]
+    def held(self, which: int) -> Tensor:
+        """Return the last measured gradient or displacement, float32 (size,)."""
+        is_gradient = which == GRADIENT
+        return self._rows[self._row_of_gradient if is_gradient else DISPLACEMENT]
 
-    def read_displacement(self) -> None:
-        """Set the displacement to the parameters minus the anchor."""
+    def hold(self, which: int, vector: Tensor) -> None:
+        """Replace the last measured gradient or displacement."""
+        self.held(which).copy_(vector)
+
+    def read_displacement(self, piece: slice) -> Tensor:
+        """Return the parameters minus the anchor, and the anchor, float32 (2, element)."""
         self._subtract_anchor(self._rows[DISPLACEMENT], self._displacement[0])
+        return self._rows[DISPLACEMENT:, piece]
 
     def fold_displacement(self) -> Tensor:
         """Return the fold of the displacement on this rank, float32 (bucket,)."""
@@ -238,13 +239,12 @@ class EagerBackend:
         self._sketch.encode_fold(fold, rotation_signs, signs=signs, scales=scales)
 
     def probe_displacement(self) -> Tensor:
-        """Return the probes of the displacement, float32 (probe,)."""
+        """Return the probes of the displacement on this rank, float32 (probe,)."""
         self._probes.folds[1] += self.fold_displacement()
         probes = torch.zeros(
             2, self._spec.probes, device=self._rows.device, dtype=torch.float32
         )
         self._probes.write(probes)
-        self._placement.all_reduce(probes)
         return probes[1]
 
     def _turn(self, row: int) -> _Turn:

@@ -8,7 +8,7 @@ are zero in the gaps between tensors. A row is one step of the buffers from
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from torch import Tensor
 from trajstore.format.run_spec import RunSpec
 from trajstore.tracking.past_anchors import PastAnchors
 from trajstore.tracking.placement import Placement
+
+# Vectors of the last measured row that a backend holds, and rows of `read_displacement`.
+GRADIENT: Final = 0
+DISPLACEMENT: Final = 1
 
 
 class LastStep(NamedTuple):
@@ -48,12 +52,18 @@ class StepBackend(Protocol):
         """Follow other tensors of the same shapes from now on."""
 
     @property
-    def frame(self) -> Tensor:
-        """The displacement and the anchor, float32 (2, size); the tracker moves the anchor."""
+    def anchor(self) -> Tensor:
+        """The anchor, float32 (size,), which the tracker moves."""
 
     @property
-    def last_gradient(self) -> Tensor:
-        """The last measured gradient, a writable float32 view (size,)."""
+    def pieces(self) -> Sequence[slice]:
+        """Ranges of whole blocks of the flat vector, which `read_displacement` reads one by one."""
+
+    def held(self, which: int) -> Tensor:
+        """Return the last measured `GRADIENT` or `DISPLACEMENT`, float32 (size,), maybe a copy."""
+
+    def hold(self, which: int, vector: Tensor) -> None:
+        """Replace the last measured `GRADIENT` or `DISPLACEMENT`."""
 
     @property
     def block_energies(self) -> Tensor:
@@ -116,11 +126,17 @@ class StepBackend(Protocol):
         These are the last gradient, the displacement, `block_energies` and both sums of folds.
         """
 
-    def read_displacement(self) -> None:
-        """Set the displacement to the parameters minus the anchor."""
+    def read_displacement(self, piece: slice) -> Tensor:
+        """Return the parameters minus the anchor, and the anchor, in a piece, float32 (2, element).
+
+        The displacement that was measured last is lost. The next call overwrites the result.
+        """
 
     def fold_displacement(self) -> Tensor:
-        """Return the fold of the displacement on this rank, float32 (bucket,); not for exact mode."""
+        """Return the fold of row 0 of the last `read_displacement` on this rank, float32 (bucket,).
+
+        The caller may have changed that row. Not for exact mode.
+        """
 
     def encode(
         self, fold: Tensor, rotation_signs: Tensor, *, signs: Tensor, scales: Tensor
@@ -128,4 +144,4 @@ class StepBackend(Protocol):
         """Rotate and code a fold, float32 (bucket,), which it overwrites, like a sketch."""
 
     def probe_displacement(self) -> Tensor:
-        """Return the probes of the displacement, float32 (probe,); not for exact mode."""
+        """Return the probes of that row on this rank, float32 (probe,); not for exact mode."""

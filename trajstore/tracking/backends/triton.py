@@ -121,6 +121,7 @@ class TritonBackend:
         self._columns = measured_columns(spec)
         # Rows: the last gradient, the displacement and the anchor.
         self._rows = huge_zeros(3, placement.size, device=device)
+        self.anchor, self.pieces = self._rows[2], (slice(0, placement.size),)
         self._grid = _grid(layout, spec, device)
         self._tables = _tables(layout, self._grid.width, self._columns, device)
         n_blocks = len(layout.layer_of_block)
@@ -150,11 +151,6 @@ class TritonBackend:
     def follow(self, parameters: Sequence[Tensor | None]) -> None:
         """Follow other tensors of the same shapes from now on."""
         self._parameters = list(parameters)
-
-    @property
-    def frame(self) -> Tensor:
-        """The displacement and the anchor, float32 (2, size)."""
-        return self._rows[1:]
 
     def start_window(self, window: int, weights: Tensor) -> None:
         """Use the column signs of this window, and these weights, float32 (layer,)."""
@@ -282,13 +278,16 @@ class TritonBackend:
         """Sums over the steps of the window."""
         return self._energies.totals, self._window_folds, self.displacement_fold
 
-    @property
-    def last_gradient(self) -> Tensor:
-        """The last measured gradient, a writable float32 view (size,)."""
-        return self._rows[0]
+    def held(self, which: int) -> Tensor:
+        """Return the last measured gradient or displacement, float32 (size,)."""
+        return self._rows[which]
 
-    def read_displacement(self) -> None:
-        """Set the displacement to the parameters minus the anchor."""
+    def hold(self, which: int, vector: Tensor) -> None:
+        """Replace the last measured gradient or displacement."""
+        self._rows[which].copy_(vector)
+
+    def read_displacement(self, piece: slice) -> Tensor:
+        """Return the parameters minus the anchor, and the anchor, float32 (2, element)."""
         tables = self._tables
         with torch.no_grad(), _on(self._rows.device):
             parameters = tables.parameters.update(self._parameters)
@@ -303,6 +302,7 @@ class TritonBackend:
                 BLOCK=BLOCK,
                 **FOUR_WARPS,
             )
+        return self._rows[1:, piece]
 
     def fold_displacement(self) -> Tensor:
         """Return the fold of the displacement, float32 (bucket,)."""

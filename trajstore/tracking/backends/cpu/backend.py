@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
 from trajstore.sketch.signs import Role
+from trajstore.sketch.vector_forms import are_compact
 from trajstore.tracking.backends.cpu import measuring, sketching
 from trajstore.tracking.backends.cpu.addresses import Addresses
 from trajstore.tracking.backends.cpu.compiling import compile_waiting
@@ -22,9 +22,10 @@ from trajstore.tracking.backends.cpu.kernels import (
     kernel_columns,
     prepared_kernels,
 )
-from trajstore.tracking.backends.cpu.ranges import START, ranges_of
+from trajstore.tracking.backends.cpu.ranges import ranges_of
+from trajstore.tracking.backends.cpu.vectors import CompactVectors, FloatVectors
 from trajstore.tracking.backends.memory import huge_zeros
-from trajstore.tracking.backends.protocol import LastStep
+from trajstore.tracking.backends.protocol import GRADIENT, LastStep
 from trajstore.tracking.backends.rows import Arrays, arrays_of
 from trajstore.tracking.local_tensors import LocalTensors
 from trajstore.tracking.past_anchors import PastAnchors
@@ -76,15 +77,15 @@ class CPUBackend:
         self._is_first = placement.is_first
         self._local = LocalTensors(placement, parameters)
         self._addresses = Addresses(self._local.layout, self._local.parameters)
-        # Rows: the last gradient, the displacement and the anchor.
-        rows = huge_zeros(3, placement.size, device=device)
-        self._rows, self.frame = rows.numpy(), rows[1:]
         blocks = len(
             layout.layer_of_block if self._is_whole else placement.layer_of_block
         )
         n_parts = max(1, min(torch.get_num_threads(), blocks // BLOCKS_PER_THREAD))
         offsets = layout.packed_offsets if spec.is_packed else layout.offsets
         self._ranges = ranges_of(placement, offsets)
+        form = CompactVectors if are_compact(spec) else FloatVectors
+        self._vectors = form(placement, n_parts, self._ranges, device)
+        self.anchor, self.pieces = self._vectors.anchor, self._vectors.pieces
         self._folding = (
             no_folding(n_parts) if spec.exact else folding_of(layout, spec, n_parts)
         )
@@ -98,7 +99,7 @@ class CPUBackend:
         self._displacements = self.displacement_fold.numpy()
         # |g|^2 of the last step by range; NaN is out of the range of float32.
         self._squares = np.zeros(len(self._ranges), np.float32)
-        self._is_lent = False  # whether a caller may have written the last gradient
+        self._is_lent = False  # whether a caller has written the last gradient
         self._checks = np.zeros((0, 0), np.int64)
         self._energy: tuple[Tensor | None, Doubles] = None, NO_ENERGY
         # Whether the kernel writes sums to the tables of rows, where nothing is left to add up.
@@ -110,7 +111,7 @@ class CPUBackend:
             n_tensors=len(self._local.layout.names),
             is_direct=self._is_direct,
             ranges=self._ranges,
-            rows=self._rows,
+            vectors=self._vectors,
             past=past.addresses,
             window_folds=self._sums[0],
             energies=self._sums[1],
@@ -161,8 +162,8 @@ class CPUBackend:
             gradients, _gradients = self._addresses.of(self._local.of(vectors))
         if self._is_lent:
             self._is_lent = False
-            squares = measuring.held_squares(self._rows[0])
-            self._squares[:] = squares[self._ranges[:, START] // BLOCK]
+            gradient = self.held(GRADIENT).numpy()
+            self._squares[:] = measuring.held_squares(gradient, self._ranges)
         run = self._kernels
         update_sums = run.no_sums if last is None else run.update_sums
         # What the kernel does not reach, because of Ctrl-C, is not known.
@@ -207,7 +208,7 @@ class CPUBackend:
         folding = self._folding
         if folding.sketch is None:
             names = ("gradient", "displacement")
-            for name, vector in zip(names, self._rows, strict=False):
+            for name, vector in zip(names, self._vectors.rows, strict=False):
                 arrays[name][:] = vector
             return
         if self._spec.displacement_sum:
@@ -341,29 +342,39 @@ class CPUBackend:
     @contextmanager
     def preserve_state(self) -> Iterator[None]:
         """Restore all results but rows on exit."""
-        results = self._rows[:2], self._squares, *self._sums, self._displacements
+        results = *self._vectors.state, self._squares, *self._sums, self._displacements
         kept, is_lent = [result.copy() for result in results], self._is_lent
         yield
         self._is_lent = is_lent
         for result, before in zip(results, kept, strict=True):
             result[:] = before
 
-    @property
-    def last_gradient(self) -> Tensor:
-        """The last measured gradient, a writable float32 view (size,)."""
-        self._is_lent = True
-        return torch.from_numpy(self._rows[0])
+    def held(self, which: int) -> Tensor:
+        """Return the last measured gradient or displacement, float32 (size,)."""
+        if which == GRADIENT or isinstance(self._vectors, FloatVectors):
+            return self._vectors.held(which)
+        parameters, _copies = self._addresses_of_parameters()
+        return self._vectors.held(which, parameters)
 
-    def read_displacement(self) -> None:
-        """Set the displacement to the parameters minus the anchor."""
+    def hold(self, which: int, vector: Tensor) -> None:
+        """Replace the last measured gradient or displacement."""
+        self._vectors.hold(which, vector)
+        self._is_lent |= which == GRADIENT
+
+    def read_displacement(self, piece: slice) -> Tensor:
+        """Return the parameters minus the anchor, and the anchor, float32 (2, element)."""
+        if isinstance(self._vectors, CompactVectors):
+            parameters, _copies = self._addresses_of_parameters()
+            return self._vectors.pair(piece, parameters)
         self._run_after(np.zeros((len(self._folding.folds), 0, 0)))
+        return self._vectors.pair(piece)
 
     def fold_displacement(self) -> Tensor:
         """Return the fold of the displacement on this rank, float32 (bucket,)."""
-        folding, ranges = self._folding, self._ranges
+        folding, read = self._folding, self._vectors
         signs = folding.probe_columns, folding.probe_rows
-        fold = np.zeros(folding.folds.shape[2], np.float32)
-        sketching.fold(self._rows[1], ranges, folding.width, *signs, fold)
+        fold, vector = np.zeros(folding.folds.shape[2], np.float32), read.displacement
+        sketching.fold(vector, read.read_ranges, folding.width, *signs, fold)
         return torch.from_numpy(fold)
 
     def encode(
@@ -376,13 +387,11 @@ class CPUBackend:
         folding.code(numbers, signs.numpy(), scales.numpy())
 
     def probe_displacement(self) -> Tensor:
-        """Return the probes of the displacement, float32 (probe,)."""
+        """Return the probes of the displacement on this rank, float32 (probe,)."""
         folding, folds = self._folding, self.fold_displacement().numpy()[None, None]
         out = np.zeros((1, self._spec.probes), np.float32)
         sketching.probe(folds, folding.width, *folding.second_fold, out)
-        probes = torch.from_numpy(out[0])
-        self._placement.all_reduce(probes)
-        return probes
+        return torch.from_numpy(out[0])
 
     def _addresses_of_parameters(self) -> tuple[Integers, list[Tensor]]:
         """Return the addresses of this rank's parameters, and the copies to keep."""

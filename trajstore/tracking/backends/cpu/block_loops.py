@@ -23,6 +23,10 @@ LEAST_SUM: Final = 1e-35
 LEAST_SQUARE: Final = LEAST_SUM**2
 """The square of that."""
 
+LEAST_CAREFREE: Final = 1e-20
+MOST_CAREFREE: Final = 1e30
+"""Range of |g|^2 in a block whose products with the next gradient are computed in float32."""
+
 LEAST_MAGNITUDES: Final = BLOCK**2 * LEAST_SUM
 """The same for the product of the sums of magnitudes of two vectors."""
 

@@ -191,6 +191,21 @@ def compiled_for_parts(function: F) -> F:
     return _compiled_later(function, void(int64, int64), no_cfunc_wrapper=False)
 
 
+def compiled_for_parts_when_needed(function: F) -> Callable[[], F]:
+    """Return a function that returns `compiled_for_parts(function)`, compiled when it is called."""
+
+    # For kernels that most recordings do not need.
+    @cache
+    def kernel() -> F:
+        dispatcher = _with_cache(function, no_cfunc_wrapper=False)
+        if not config.DISABLE_JIT:
+            _compile((dispatcher, void(int64, int64)))
+            ANNOUNCER.finish()
+        return cast("F", dispatcher)
+
+    return kernel
+
+
 def _call_at(_context: Any, _function: Any, _part: Any, _arguments: Any) -> Any:
     """Call the compiled function at an address."""
 

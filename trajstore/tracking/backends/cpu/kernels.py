@@ -5,9 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from trajstore.format.layout import BLOCK
 from trajstore.format.run_spec import RunSpec
 from trajstore.tracking.backends.columns import measured_columns
 from trajstore.tracking.backends.cpu import measuring
@@ -15,7 +13,7 @@ from trajstore.tracking.backends.cpu.arguments import Arguments
 from trajstore.tracking.backends.cpu.compiling import on_threads
 from trajstore.tracking.backends.cpu.folding import Folding
 from trajstore.tracking.backends.cpu.ranges import bounds_of
-from trajstore.tracking.backends.memory import huge_zeros
+from trajstore.tracking.backends.cpu.vectors import CompactVectors, FloatVectors
 from trajstore.tracking.backends.threads import preserve_torch_threads
 
 Doubles = npt.NDArray[np.float64]
@@ -79,7 +77,7 @@ def prepared_kernels(
     n_tensors: int,
     is_direct: bool,  # whether sums are written to the tables of rows
     ranges: Integers,
-    rows: Floats,
+    vectors: CompactVectors | FloatVectors,
     past: Integers,
     window_folds: Floats,
     energies: Floats,
@@ -99,10 +97,10 @@ def prepared_kernels(
         "bounds": bounds,
         "parameters": no_addresses,
         "ranges": ranges,
-        "rows": rows,
+        **vectors.arguments,
     }
     before = Arguments(
-        measuring.BEFORE,
+        vectors.before_types,
         **shared,
         gradients=gradients,
         past=past,
@@ -125,23 +123,24 @@ def prepared_kernels(
         update_columns=columns.updates + first_after,
         energy=NO_ENERGY,
         energy_column=columns.grad_sq,
-        buffers=huge_zeros(n_parts, BLOCK, device=torch.device("cpu")).numpy(),
+        **vectors.arguments_before,
     )
     after = Arguments(
-        measuring.AFTER,
+        vectors.after_types,
         **shared | {"bounds": np.zeros_like(bounds)},
         sums=np.zeros((n_parts, layers, columns.n_after)),
         columns=columns.updates,
         checks=np.zeros((n_parts, layers), np.int64),
     )
-    run_after = on_threads(n_parts, measuring.measure_after)
+    measure_before, measure_after = vectors.kernels
+    run_after = on_threads(n_parts, measure_after)
     if n_parts > 1:
         # Start threads, and compile what they need, before the first step: without blocks.
         with preserve_torch_threads():
             run_after(after.address)
     after.set("bounds", bounds)
     return Kernels(
-        on_threads(n_parts, measuring.measure_before),
+        on_threads(n_parts, measure_before),
         run_after,
         before,
         after,
