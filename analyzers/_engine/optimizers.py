@@ -33,6 +33,13 @@ def optimizer_text(run: Run) -> str:
     return shown(", ".join(sorted(texts)[:MAX_GROUPS]) + more)
 
 
+def optimizer_classes(run: Run) -> str:
+    """Return the classes of the run's optimizers; empty if they are not known."""
+    groups = run.stored.document.optimizer
+    names = sorted({group.optimizer for group in groups if group.tensors})
+    return shown(" and ".join(names))
+
+
 def has_other_updates(run: Run) -> bool:
     """Whether the store says that updates are not parallel to gradients, as with momentum."""
     return any(

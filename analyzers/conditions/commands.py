@@ -292,6 +292,8 @@ def aiming(
         run,
         _aiming_by_epoch(found),
         _rounded_thetas(found),
+        "Theta divides by the loss, as in the paper. If the smallest possible loss f* is not 0, use "
+        "theta * loss / (loss - f*).",
         MINIBATCH_NOTE if found.attrs["gradient"] == "minibatch" else "",
         data=found,
         figures={group: lambda: analyzers.plots.aiming(found)},

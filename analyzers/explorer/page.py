@@ -41,6 +41,7 @@ from analyzers.explorer.views.geometry import geometry_view
 from analyzers.explorer.views.layer import layer_view
 from analyzers.explorer.views.map import map_view
 from analyzers.explorer.views.style import SIGNED, UNSIGNED
+from analyzers.geometry.null import other_updates
 from trajstore.format.shown import shown as printable
 from trajstore.reading.run import Run
 
@@ -188,6 +189,9 @@ def fill_document(
         panels=facts["panels"],
         has_map=contents.pca is not None,
         has_difference=len(shown) > 1,
+        other_optimizers=" or ".join(
+            sorted(filter(None, {other_updates(r.run) for r in shown}))
+        ),
         table=facts_table(
             shown,
             contents.curves,

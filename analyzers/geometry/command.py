@@ -194,7 +194,8 @@ def _walk_line(run: "Run", whole: "xr.Dataset", means: "xr.Dataset") -> str:
     if optimizer := this.other_updates(run):
         return (
             "What would gamma be without a loss? Record a walk through the same optimizer, "
-            f"{optimizer}, with trajstore.evaluation.noise_gradients, and subtract it: "
+            f"{optimizer} with the same settings, driven by trajstore.evaluation.noise_gradients, and "
+            "subtract it: "
             "analyzers.excess_gamma(geometry, run, null=...). The walk of plain SGD with the same step "
             f"lengths has gamma {walk:.3g} mid-run{told}; it is no null model of this run."
         )
@@ -299,7 +300,8 @@ def _percent(value: float, error: float) -> str:
 def _labels(means: "xr.Dataset", chosen: "npt.NDArray[np.bool_]") -> str:
     """Return the chosen epochs, or ranges of steps, in words."""
     if this.time_of(means) == "epoch":
-        return f"epochs {as_ranges(means['epoch'].values[chosen].tolist())}"
+        epochs = means["epoch"].values[chosen].tolist()
+        return f"{'epochs' if len(epochs) > 1 else 'epoch'} {as_ranges(epochs)}"
     return (
         f"steps {', '.join(this.label_of(means, int(i)) for i in chosen.nonzero()[0])}"
     )

@@ -79,7 +79,10 @@ def epoch_means(geometry: xr.Dataset) -> xr.Dataset:
         as after a gradient that was not finite or with damaged signs; ``distance_n_steps`` says in how
         many. ``n_imprecise`` is the
         number of steps that are also left out of gamma, RSI and EB, because the relative
-        error of the distance is above 0.3: their errors are not first order. Where the standard
+        error of the distance is above 0.3: their errors are not first order. These steps are nearest to x*
+        and unlike the others, so the standard error contains what they may change: their share times the
+        difference between the mean and the farthest step that counts. If they are more than half of
+        the steps, the mean is NaN, and the error stays. Where the standard
         error of a mean gamma is above 1, as in layers whose gradient is nothing but rounding,
         the mean is NaN, all steps of the epoch count as imprecise, and the error stays.
 

@@ -15,7 +15,7 @@ from analyzers._engine.arrays.geometry import (
 from analyzers._engine.optimizers import (
     OPTIMIZER,
     has_other_updates,
-    optimizer_text,
+    optimizer_classes,
 )
 from analyzers.geometry.time_axis import STEP_ERRORS, WINDOW_STARTS
 from trajstore.format.shown import shown
@@ -83,7 +83,8 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
     # A run that does not move has no direction.
     np.divide(squares, left, out=values[:stop], where=left > 0)
     long_name = "gamma of a random walk"
-    return norms.copy(data=np.sqrt(values)).assign_attrs(long_name=long_name, units="1")
+    gamma = norms.copy(data=np.sqrt(values)).rename("gamma")
+    return gamma.assign_attrs(long_name=long_name, units="1")
 
 
 def excess_gamma(
@@ -192,8 +193,8 @@ def subtract_null(
 
 
 def other_updates(run: Run) -> str:
-    """Return the optimizer of a run whose updates are not parallel to gradients, else ""."""
-    return optimizer_text(run) if has_other_updates(run) else ""
+    """Return the optimizers of a run whose updates are not parallel to gradients, else ""."""
+    return optimizer_classes(run) if has_other_updates(run) else ""
 
 
 def _walk_of_updates(run: Run) -> str:

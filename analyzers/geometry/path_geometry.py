@@ -200,8 +200,9 @@ def path_geometry(
     layer l is about ``1.25 |w g| |v_l / w_l| / (|g_l| |x_l - x*_l| sqrt(sketch_bits))``;
     below `sketch_bits` parameters it is smaller, and falls with every bit of a number.
     Here ``|w g|`` covers all layers, so single steps of small layers are not useful, but
-    means over epochs are. Standard errors do not include rounding, which matters in layers
-    with fewer elements than the basis has vectors. A run recorded with ``exact=True`` has
+    means over epochs are. Standard errors contain a floor for rounding (2^-23 of the value; 2^-26 in recordings with
+    ``float64=True``), which may be too small in layers with fewer elements than the basis has
+    vectors. A run recorded with ``exact=True`` has
     standard errors of 0.
 
     For each step, the analysis costs two floating-point operations per parameter, and 12

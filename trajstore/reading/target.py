@@ -270,7 +270,8 @@ def _snapshot(run: Run, name: str) -> Target:
         absent = " Nor is there a store at that path." if name.endswith(".zarr") else ""
         raise KeyError(
             f"No snapshot {name!r} in {run.location}; it has {list(run.snapshots)}. Snapshots "
-            f"are made by recorder.snapshot(name) during training.{absent}"
+            f"are made by recorder.snapshot(name) during training. Other targets are 'final', the "
+            f"number of an epoch, such as 3, and the start of a window, such as 'step:500'.{absent}"
         )
     stored = run.stored.document.snapshots[name]
     return Target(

@@ -39,6 +39,12 @@ class MeasurementRows:
                 f"{UPDATE!r} is the recorder's own measurement with `updates=True`."
             )
 
+    def has_gradients(self) -> bool:
+        """Return whether there is a gradient to measure; True if other ranks may have one."""
+        session = self._session
+        gradients = session.tracker.gradients()
+        return not session.is_alone or any(g is not None for g in gradients)
+
     def measure(self, name: str, scalars: dict[str, Scalar]) -> None:
         """Measure and queue the current gradients."""
         row = self.new_row()

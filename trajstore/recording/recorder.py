@@ -67,8 +67,8 @@ class Recorder:
         decays to nearly 0.
     reference_every : int, optional
         Steps in a window. Iterates are measured relative to the first iterate of their window,
-        the anchor. Default: an epoch, or 500 steps without `steps_per_epoch`; after ten epochs,
-        short epochs share a window, and only its first is a target; if `total_steps` has few
+        the anchor. Default: an epoch, or 500 steps without `steps_per_epoch` (fewer in a short
+        run); after ten epochs, short epochs share a window, and only its first is a target; if `total_steps` has few
         epochs, they are cut; and without epochs, windows are up to 4 % of `total_steps` if
         anchors every 500 steps would take most of the store. An anchor takes one byte per parameter on
         disk. Gamma is most precise if a window is a few percent of the run (see

@@ -55,6 +55,12 @@ COSINES: Final = ("gamma", EXCESS)
 MAX_ERROR: Final = 1.0
 """Largest standard error of a mean cosine that is known."""
 
+MAX_LEFT_OUT: Final = 0.5
+"""Largest share of imprecise steps in a mean that is known."""
+
+LARGEST_CHANGE: Final = 2.0
+"""Largest difference of two cosines."""
+
 
 class Averaged(NamedTuple):
     """Names of the quantities that are averaged together."""
@@ -174,6 +180,7 @@ def means(
     counts = np.add.reduceat(
         total[averaged.n_sums - len(COUNTS) : averaged.n_sums], starts, axis=1
     )
+    n_left_out = counts[IMPRECISE_COUNT].copy()
     is_whole = is_whole.reshape(-1, *[1] * (total.ndim - 2))
     n_quantities, n_sums = len(averaged.quantities), averaged.n_sums
     for q in range(n_quantities):
@@ -187,15 +194,23 @@ def means(
             stderr = np.sqrt(add(np.where(is_whole, exact, apart))) / count
             stderr = np.where(count > 0, stderr, np.nan)
             mean = add(total_value) / count
+            lowest, highest = total[n_sums + q], total[n_sums + n_quantities + q]
+            lowest = np.fmin.reduceat(lowest, starts, axis=0)
+            highest = np.fmax.reduceat(highest, starts, axis=0)
+            if averaged.quantities[q] in DIVIDED:
+                # Steps are left out because of their distance, so they are unlike the others.
+                share = n_left_out / np.maximum(counts[0], 1)
+                farthest = np.fmax(highest - mean, mean - lowest)
+                if averaged.quantities[q] in COSINES:
+                    farthest = np.minimum(farthest, LARGEST_CHANGE)
+                stderr = np.where(share > 0, np.hypot(stderr, share * farthest), stderr)
+                mean = np.where(share > MAX_LEFT_OUT, np.nan, mean)
             if averaged.quantities[q] in COSINES:
                 is_unknown = stderr > MAX_ERROR
                 mean = np.where(is_unknown, np.nan, mean)
                 counts[IMPRECISE_COUNT] = np.where(
                     is_unknown, counts[0], counts[IMPRECISE_COUNT]
                 )
-        lowest, highest = total[n_sums + q], total[n_sums + n_quantities + q]
-        lowest = np.fmin.reduceat(lowest, starts, axis=0)
-        highest = np.fmax.reduceat(highest, starts, axis=0)
         found += [mean, stderr, lowest, highest, count]
     return np.stack([*found, *counts])
 

@@ -170,6 +170,30 @@ def test_steps_with_an_imprecise_distance_are_left_out_and_counted():
         )
 
 
+def test_errors_contain_what_the_steps_left_out_may_change():
+    geometry = synthetic()
+    before = analyzers.epoch_means(geometry)
+    geometry["distance_stderr"][1] = 0.4 * geometry["distance"][1]
+    means, kept = analyzers.epoch_means(geometry), geometry.isel(step=[0, 2])
+    for name in ("gamma", "rsi", "eb"):
+        mean, n = kept[name].mean(), kept.sizes["step"]
+        own = kept[f"{name}_stderr"] ** 2 - kept[f"{name}_from_distance"] ** 2
+        shared = kept[f"{name}_from_distance"].sum() / n
+        change = abs(kept[name] - mean).max() / 3
+        expected = np.sqrt(own.sum() / n**2 + shared**2 + change**2)
+        np.testing.assert_allclose(means[f"{name}_stderr"][0], expected, rtol=1e-12)
+    for name in ("lolr", "distance"):
+        np.testing.assert_array_equal(
+            means[f"{name}_stderr"][1:], before[f"{name}_stderr"][1:]
+        )
+    geometry["distance_stderr"][2] = 0.4 * geometry["distance"][2]
+    means = analyzers.epoch_means(geometry)
+    assert np.isnan([means.gamma[0], means.rsi[0], means.eb[0]]).all()
+    assert means.n_imprecise[0] == 2
+    assert np.isfinite(means.gamma_stderr[0])
+    assert np.isfinite(means.distance[0])
+
+
 def test_steps_without_a_value_are_counted_and_left_out():
     geometry = synthetic()
     bad = [1, 3, 4, 7]

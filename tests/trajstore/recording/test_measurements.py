@@ -397,3 +397,16 @@ def test_any_reader_of_zarr_opens_a_store_with_measurements(
     assert isinstance(tables, zarr.Array)
     assert np.isfinite(tables[0]).any()
     assert not list(problems(open_run(tmp_path / "run.zarr")))
+
+
+def test_a_measurement_without_gradients_is_not_recorded(tmp_path: Path):
+    x = torch.zeros(3)
+    with Recorder(tmp_path / "run", {"x": x}, None, **SMALL) as rec:
+        with pytest.warns(UserWarning, match="no recorded tensor has a gradient"):
+            rec.measure("full")
+        with rec.step({"x": torch.ones(3)}):
+            x -= 0.1
+        x.grad = torch.ones(3)
+        rec.measure("full")
+    measured = open_run(tmp_path / "run").measured("full")
+    np.testing.assert_allclose(measured.steps.grad_norm, [3**0.5], rtol=1e-6)

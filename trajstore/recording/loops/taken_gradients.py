@@ -5,13 +5,15 @@ from typing import Any
 from torch import Tensor
 
 from trajstore.recording.logged import Scalar, to_scalars
+from trajstore.recording.loops.notices import warn_user
 
 
 def measure(self: Any, name: str, **scalars: float | Tensor) -> None:
     """Record the current gradients as a row of a measurement, separate from the steps.
 
     Call this between two optimizer steps, after a backward pass of your choice, for example
-    over the whole data set or a fixed batch. `trajstore.Run.measured` returns the rows. To
+    over the whole data set or a fixed batch. The gradients are those in ``.grad``; set it first
+    if your loop has them elsewhere. Without any, nothing is recorded, with a warning. `trajstore.Run.measured` returns the rows. To
     choose the gradient in the row of the next step, call `take_gradient` instead.
 
     Parameters
@@ -37,8 +39,16 @@ def measure(self: Any, name: str, **scalars: float | Tensor) -> None:
 
         if self._guard.attempt(check):
             self._settle(steps)
-            if self._knows_iterate(steps, "measure()"):
+            if not self._knows_iterate(steps, "measure()"):
+                return
+            if steps.measurements.has_gradients():
                 self._guard.record(steps.measure, name, noted)
+            else:
+                warn_user(
+                    f"Nothing was measured as {name!r}: no recorded tensor has a gradient. Call "
+                    "measure() after backward(), or set `grad` of the tensors before, for example "
+                    "to torch.from_numpy(gradient)."
+                )
 
 
 def take_gradient(self: Any) -> None:
