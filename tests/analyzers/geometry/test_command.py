@@ -291,7 +291,7 @@ def test_epochs_without_knowledge_of_gamma_are_named():
     errors = ("epoch", [0.1, 0.9, 3.5])
     means = xr.Dataset({"gamma_stderr": errors}, {"epoch": [0, 1, 2]})
     note = command._imprecise(means)
-    assert "Gamma is unknown in epochs 2:" in note
+    assert "Gamma is unknown in epoch 2:" in note
     assert "`total_steps`" in note
     assert command._imprecise(means / 4) == ""
 
