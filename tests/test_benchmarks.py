@@ -215,7 +215,7 @@ def test_gains_are_ratios_of_errors(monkeypatch: pytest.MonkeyPatch):
     def tiny(seed: int) -> Any:
         return loops.perceptron(seed, widths=(6, 40, 3))
 
-    monkeypatch.setitem(gains.TRAININGS, "mlp579", (tiny, 5, 4))
+    monkeypatch.setitem(gains.TRAININGS, "mlp579", gains.Trained(tiny, "SGD", 5, 4))
     found = gains.measure("mlp579", 2)
     assert found["bytes"] > 0
     assert found["distance, step"] >= 0

@@ -6,7 +6,13 @@ import numpy as np
 import xarray as xr
 
 from analyzers._engine.labels import describe
-from analyzers.conditions.rounding import is_rounding, loss_epsilon, loss_error, rule
+from analyzers.conditions.rounding import (
+    gradient_error,
+    is_rounding,
+    loss_epsilon,
+    loss_error,
+    rule,
+)
 from analyzers.geometry.losses import (
     gradient_name,
     gradients_of,
@@ -81,9 +87,9 @@ def aiming(
 
     Notes
     -----
-    Where the product of gradient and x - x* is below 1000 machine epsilons of the loss, as at the
-    end of a run that converges to a loss above 0, theta would be what rounding leaves, and is NaN. The
-    epsilon is that of float32, if the parameters or all losses are numbers of float32, else of
+    Where the product of gradient and x - x* is below 1000 machine epsilons of the loss, and the
+    gradient below 1000 epsilons of the largest one, as at the end of a run that converges to a loss
+    above 0, theta would be what rounding leaves, and is NaN. The epsilon is that of float32, if the parameters or all losses are numbers of float32, else of
     float64.
 
     theta is unbiased. Standard errors are first-order approximations. The error of the
@@ -103,7 +109,10 @@ def aiming(
     divisor = loss.copy(data=np.where(loss != 0, loss, np.nan)).variable
     epsilon = loss_epsilon(measured, loss.values)
     error = loss.copy(data=loss_error(epsilon, loss.values)).variable
-    is_kept = ~is_rounding(error, product["product"])
+    # The product is small in any run without a signal; it is rounding if the gradient is.
+    norm = measured.steps["grad_norm"].compute()
+    small = norm.copy(data=norm < gradient_error(epsilon, norm.values)).variable
+    is_kept = ~(is_rounding(error, product["product"]) & small)
     result = xr.Dataset(
         {
             "loss": loss,

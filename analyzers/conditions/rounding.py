@@ -41,6 +41,12 @@ def loss_error(epsilon: float, *losses: npt.ArrayLike) -> FloatArray:
     return LOSS_ROUNDINGS * epsilon * largest
 
 
+def gradient_error(epsilon: float, norms: FloatArray) -> float:
+    """Return the norm below which a gradient of a run may be nothing but rounding."""
+    largest = norms[np.isfinite(norms)].max(initial=0.0)
+    return float(LEAST_RATIO * LOSS_ROUNDINGS * epsilon * largest)
+
+
 def is_rounding(error: Any, *values: Any) -> Any:
     """Return where all of some values, each (step,), are too near to the error from rounding."""
     # A value that is not known is not rounding, and neither is 0 of losses of 0. Values may be lazy.
