@@ -60,6 +60,9 @@ def random_walk_gamma(run: Run, *, stop: int | None = None) -> xr.DataArray:
 
     Notes
     -----
+    The walk is a null model of plain SGD. With momentum, Adam and others record a walk through
+    the optimizer, with `trajstore.evaluation.noise_gradients`.
+
     The formula is the limit of many dimensions. In d dimensions the cosine of a single walk
     deviates from it by about :math:`1 / \sqrt{d}` at every step. To record a walk, run
     ``traj-train run ... --control random-walk``.
