@@ -67,7 +67,7 @@ def record(kind: str, directory: Path) -> Store:
     recorder = Recorder(path, training.model, training.optimizer, **options)
 
     def each(step: int, recorder: Recorder) -> None:
-        if step % 4 == 0 and step > 0 and kind != "journal":
+        if step % 4 == 1 and step > 1 and kind != "journal":
             recorder.measure("same", loss=0.5)
         if step == 10:
             recorder.snapshot("early")
