@@ -68,11 +68,10 @@ class Recorder:
     reference_every : int, optional
         Steps in a window. Iterates are measured relative to the first iterate of their window,
         the anchor. Default: an epoch, or 500 steps without `steps_per_epoch` (fewer in a short
-        run); after ten epochs, short epochs share a window, and only its first is a target; if `total_steps` has few
-        epochs, they are cut; and without epochs, windows are up to 4 % of `total_steps` if
-        anchors every 500 steps would take most of the store. An anchor takes one byte per parameter on
-        disk. Gamma is most precise if a window is a few percent of the run (see
-        ``traj-store plan``).
+        run); after ten epochs, short epochs share a window, and only its first is a target;
+        if `total_steps` has few epochs, they are cut; without epochs, windows are up to 4 % of
+        `total_steps` if anchors every 500 steps would take most of the store. An anchor takes a
+        byte per parameter on disk. Windows of a few percent of the run are most precise.
     sketch_bits : int, default: 65536
         Number of bits kept of every gradient, a power of two. The error of gamma falls with
         the square root of this number, and faster in networks with fewer parameters: they get

@@ -14,6 +14,7 @@ from numba import float32, int64, types, uint8, uint64, void
 from numba.extending import intrinsic
 
 from trajstore.sketch.compiling import compiled
+from trajstore.sketch.philox import random_block
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -26,11 +27,6 @@ _BLOCK: Final = _LANES * _LANES
 
 _FLOATS: Final = float32[::1]
 _BYTES: Final = types.Array(uint8, 1, "C", readonly=True)
-
-_MULTIPLIERS: Final = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
-_KEY_STEPS: Final = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
-_ROUNDS: Final = 10
-"""Constants of the generator Philox with four words of 64 bits, see `trajstore.sketch.signs`."""
 
 
 def _butterflies_of(
@@ -164,21 +160,6 @@ def _emit_multiply(_context: Any, _bits: Any, _address: Any, _out: Any) -> Any:
     return void(int64, int64, int64), generate_code
 
 
-def _emit_high(_context: Any, _a: Any, _b: Any) -> Any:
-    """Return the upper 64 bits of the product of two words."""
-
-    def generate_code(
-        _context: Any, builder: Any, _signature: Any, arguments: Any
-    ) -> Any:
-        wide = ir.IntType(128)
-        a, b = (builder.zext(argument, wide) for argument in arguments)
-        high = builder.lshr(builder.mul(a, b), ir.Constant(wide, 64))
-        return builder.trunc(high, ir.IntType(64))
-
-    return uint64(uint64, uint64), generate_code
-
-
-_high: Final = intrinsic(_emit_high)
 _transform_columns: Final = intrinsic(_emit_columns)
 _transform_signs: Final = intrinsic(_emit_first)
 _transform_signed: Final = intrinsic(_emit_second)
@@ -263,14 +244,7 @@ def random_words(
 ) -> None:
     """Write the words that `trajstore.sketch.signs.random_bytes` draws."""
     for i in range(0, len(out), 4):
-        # The counter is one at the first block.
-        a, b, c, d = np.uint64(i // 4 + 1), np.uint64(0), np.uint64(0), step
-        k, m = seed, role
-        for _ in range(_ROUNDS):
-            x, y = _high(_MULTIPLIERS[0], a), _high(_MULTIPLIERS[1], c)
-            a, b, c, d = y ^ b ^ k, _MULTIPLIERS[1] * c, x ^ d ^ m, _MULTIPLIERS[0] * a
-            k += _KEY_STEPS[0]
-            m += _KEY_STEPS[1]
+        a, b, c, d = random_block(np.uint64(i // 4 + 1), step, seed, role)
         out[i], out[i + 1], out[i + 2], out[i + 3] = a, b, c, d
 
 

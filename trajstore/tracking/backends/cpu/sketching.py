@@ -14,6 +14,7 @@ from numba import float32, int8, int64, uint64, void
 from numba.extending import intrinsic
 
 from trajstore.sketch.fold import SHIFT
+from trajstore.sketch.philox import random_block
 from trajstore.tracking.backends.cpu.block_loops import fold_vector
 from trajstore.tracking.backends.cpu.compiling import compiled, inlined, loop
 from trajstore.tracking.backends.cpu.ranges import LENGTH, PLACE, START
@@ -161,41 +162,6 @@ def _hadamard_of_4(a: Floats, b: Floats, c: Floats, d: Floats) -> None:
         d[i] = a_c - b_d
 
 
-def _upper_half(_context: Any, _x: Any, _y: Any) -> Any:
-    """Return the upper 64 bits of the 128-bit product."""
-
-    def generate_code(
-        _context: Any, builder: Any, _signature: Any, arguments: Any
-    ) -> Any:
-        long = ir.IntType(128)
-        x, y = (builder.zext(argument, long) for argument in arguments)
-        product = builder.lshr(builder.mul(x, y), ir.Constant(long, 64))
-        return builder.trunc(product, ir.IntType(64))
-
-    return uint64(uint64, uint64), generate_code
-
-
-_high_product: Final = intrinsic(_upper_half)
-
-
-@inlined
-def _philox(
-    block: np.uint64, step: int, seed: int, role: int
-) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    """Return a block of four random words of Philox4x64-10; see `trajstore.sketch.signs`."""
-    a, b, c, d = np.uint64(block), np.uint64(0), np.uint64(0), np.uint64(step)
-    first, second = np.uint64(seed), np.uint64(role)
-    for _ in range(10):
-        high_a = _high_product(np.uint64(0xD2E7470EE14C6C93), a)
-        low_a = np.uint64(0xD2E7470EE14C6C93) * a
-        high_c = _high_product(np.uint64(0xCA5A826395121157), c)
-        low_c = np.uint64(0xCA5A826395121157) * c
-        a, b, c, d = high_c ^ b ^ first, low_c, high_a ^ d ^ second, low_a
-        first += np.uint64(0x9E3779B97F4A7C15)
-        second += np.uint64(0xBB67AE8584CAA73B)
-    return a, b, c, d
-
-
 def _spread_bits(_context: Any, _word: Any, _address: Any) -> Any:
     """Write 64 bits as signs, in little-endian byte order, and highest bit first in a byte."""
 
@@ -256,7 +222,7 @@ def draw_signs(seed: int, role: int, step: int, signs: Signs) -> None:
     # The number of signs is a multiple of 64.
     address, n = address_of(signs), len(signs)
     for i in range(0, n, 256):
-        words = _philox(np.uint64(i // 256 + 1), step, seed, role)
+        words = random_block(np.uint64(i // 256 + 1), step, seed, role)
         for k in range(4):
             if i + 64 * k < n:
                 _write_signs(words[k], address + i + 64 * k)

@@ -22,6 +22,12 @@ SIZES = [2**k for k in (3, 4, 5, 6, 8, 9, 12, 16, 17)]
 """Sizes below 16, powers of 4, other powers of 2, and the size of two blocks."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> None:
+    """Compile for the types that recorders use; calls would otherwise choose their own."""
+    compiling.compile_waiting()
+
+
 def step_signs(size: int) -> Any:
     return random_signs(size, seed=2, role=Role.STEP).astype(np.int8)
 
