@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from analyzers._engine.rules import parts_of
+from analyzers._engine.vectors import compiled_sums
 from analyzers._engine.vectors import project as projecting
 from analyzers._engine.vectors.project import Projected, project
 from trajstore.reading.run import Run, open_run
@@ -34,6 +35,23 @@ def record(path: Path, **options: Any) -> Run:
             optimizer.step()
         recorder.flush()
     return open_run(path)
+
+
+def test_residuals_end_with_zeros_whatever_the_buffer_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = record(tmp_path / "run.zarr", basis=1)
+    plain = projected(run, monkeypatch, layers=False, compiled_from=1 << 60)
+    write = compiled_sums.subtract_fit
+
+    def write_to_used(*arguments: Any, out: Any) -> None:
+        out.fill(np.nan)
+        write(*arguments, out=out)
+
+    monkeypatch.setattr(compiled_sums, "subtract_fit", write_to_used)
+    fast = projected(run, monkeypatch, layers=False, compiled_from=1)
+    for window, expected in plain.items():
+        assert_equal(fast[window].products, expected.products)
 
 
 def projected(
